@@ -6,6 +6,7 @@ import pytest
 
 import upperson_rt
 from tests.helpers import fuzzing
+from tests.helpers.fuzzing import as_json
 from tests.helpers.toy_bundle import make_toy_bundle
 
 _executions: dict[str, int] = {}
@@ -19,6 +20,20 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def encoder(bundle):
     return upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
+
+
+@pytest.fixture
+def written(tmp_path_factory):
+    """Write bytes, or a document as JSON, into a new folder; return the file."""
+
+    def write(name, content):
+        path = tmp_path_factory.mktemp("files") / name
+        if not isinstance(content, bytes):
+            content = as_json(content).encode("utf-8", "surrogatepass")
+        path.write_bytes(content)
+        return path
+
+    return write
 
 
 @pytest.fixture(autouse=True)

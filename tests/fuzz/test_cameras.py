@@ -63,10 +63,9 @@ def running(encoder, gallery):
 @fuzz(
     camera=mostly("gate"),
     frame=mostly(person_frame(), person_frame()[:, :, 0], np.zeros((0, 0, 3), np.uint8)),
-    boxes=mostly(None, [BOX], [[*BOX, 0.5]], []),
-    time=mostly(None, START),
+    boxes=mostly(None, [BOX], [[*BOX, 0.5]], []), time=mostly(None, START),
     tracks=mostly(None, ["a"]),
-)
+)  # fmt: skip
 @examples(
     {"camera": "gate", "frame": person_frame(), "boxes": [BOX], "time": None, "tracks": None},
     {"time": 10**400}, {"boxes": [[10**400] * 4]}, {"boxes": [[*BOX, -np.inf]], "tracks": ["a"]},
@@ -82,12 +81,10 @@ def test_frames(running, camera, frame, boxes, time, tracks):
 
 
 @fuzz(
-    name=mostly("hall", ""),
-    source=mostly(None, "0", Source(address="0", kind="device")),
-    detector=mostly(None, lambda frame: []),
-    drop=mostly(None, "oldest", "block"),
+    name=mostly("hall", ""), source=mostly(None, "0", Source(address="0", kind="device")),
+    detector=mostly(None, lambda frame: []), drop=mostly(None, "oldest", "block"),
     start_time=mostly(None, START),
-)
+)  # fmt: skip
 @examples(
     {"name": "hall", "source": None, "detector": None, "drop": None, "start_time": None},
     {"name": "\udcff"}, {"name": "a\0b"}, {"name": ["gate"]}, {"detector": 5},
@@ -182,10 +179,8 @@ BOXES = {"frames": [[{"box": [1, 2, 30, 40], "person": 1}], [], [{"box": [5, 5, 
     {"document": {"frames": {"0": 5}}},
     {"document": {"frames": [["ab"]]}}, {"document": {"frames": [[{"box": "abcd"}]]}},
 )  # fmt: skip
-def test_files_of_boxes(tmp_path_factory, document):
-    path = tmp_path_factory.mktemp("boxes") / "boxes.json"
-    path.write_bytes(as_json(document).encode("utf-8", "surrogatepass"))
-    found = refused_well(BoxesFile, path)
+def test_files_of_boxes(written, document):
+    found = refused_well(BoxesFile, written("boxes.json", document))
     if isinstance(found, BoxesFile):
         for index in range(3):
             assert isinstance(found.boxes_at(index), list)
@@ -195,8 +190,7 @@ def test_files_of_boxes(tmp_path_factory, document):
 def test_detectors(tmp_path_factory, monkeypatch, content, name):
     monkeypatch.chdir(tmp_path_factory.mktemp("detectors"))
     for file in ("a.json", "a.onnx", "a.xml"):
-        with open(file, "wb") as opened:
-            opened.write(content)
+        Path(file).write_bytes(content)
         refused_well(open_detector, file)
     if not isinstance(name, str) or name not in ("auto", "hog", "nanodet", "ssdlite"):
         refused_well(open_detector, name)
@@ -261,10 +255,9 @@ def test_answers_of_a_device(device, name, content):
 
 
 @fuzz(content=damaged_bytes([b'machine 10.0.0.5 login a password "b c"\ndefault login d\n']))
-def test_files_of_logins(tmp_path_factory, content):
-    path = tmp_path_factory.mktemp("logins") / "netrc"
-    path.touch(0o600)
-    path.write_bytes(content)
+def test_files_of_logins(written, content):
+    path = written("netrc", content)
+    path.chmod(0o600)
     found = refused_well(Logins.read, path)
     if isinstance(found, Logins):
         assert refused_well(found.given_to, parse_source("rtsp://10.0.0.5/x")).shown

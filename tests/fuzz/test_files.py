@@ -32,11 +32,7 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.errors import UppersonError
 from upperson_rt.logistic import probability
 from upperson_rt.manifest import Manifest, parse_manifest
-from upperson_rt.score_calibration import (
-    PICTURE_FEATURES,
-    ScoreCalibration,
-    read_score_calibration,
-)
+from upperson_rt.score_calibration import PICTURE_FEATURES, ScoreCalibration, read_score_calibration
 from upperson_rt.strict import read_fields
 from upperson_rt.tokenizer import Tokenizer
 from upperson_signature.signature import named_key, read_private_key, sign_folder, verify_folder
@@ -53,19 +49,16 @@ def first(bundle, name):
 @fuzz(data=st.data())
 def test_manifests(bundle, data):
     document = json.loads(first(bundle, "bundle.json"))
-    text = as_json(data.draw(damaged_json(document)))
-    found = refused_well(parse_manifest, text)
+    found = refused_well(parse_manifest, as_json(data.draw(damaged_json(document))))
     if isinstance(found, Manifest):
         assert parse_manifest(found.to_json()) == found
 
 
 @fuzz(data=st.data())
-def test_score_calibrations(bundle, data):
+def test_score_calibrations(bundle, written, data):
     calibrated = shutil.copytree(bundle, bundle.parent / "calibrated", dirs_exist_ok=True)
     made = calibrate_toy_bundle(calibrated)
-    document = json.loads(made.to_json())
-    file = calibrated / "scores.json"
-    file.write_text(as_json(data.draw(damaged_json(document))), "utf-8")
+    file = written("scores.json", data.draw(damaged_json(json.loads(made.to_json()))))
     found = refused_well(read_score_calibration, file, made.fingerprint)
     if isinstance(found, ScoreCalibration):
         likely = probability(found.picture.log_odds(np.ones((1, PICTURE_FEATURES))))
@@ -101,13 +94,19 @@ def test_files_of_a_bundle(bundle, tmp_path_factory, data, name):
 
 
 @fuzz(data=st.data())
-def test_tokenizers(bundle, tmp_path_factory, data):
-    document = json.loads(first(bundle, "tokenizer.json"))
-    path = tmp_path_factory.mktemp("tokenizers") / "tokenizer.json"
-    path.write_bytes(as_json(data.draw(damaged_json(document))).encode("utf-8", "surrogatepass"))
-    found = refused_well(Tokenizer.from_file, path)
+def test_tokenizers(bundle, written, data):
+    document = data.draw(damaged_json(json.loads(first(bundle, "tokenizer.json"))))
+    found = refused_well(Tokenizer.from_file, written("tokenizer.json", document))
     if isinstance(found, Tokenizer):
         refused_well(found.encode, ["a woman in a red coat"])
+
+
+def damaged_file(content, is_json):
+    """Damage the bytes of a file, or what it says as JSON."""
+    if not is_json:
+        return damaged_bytes([content])
+    document = damaged_json(json.loads(content))
+    return document.map(lambda found: as_json(found).encode("utf-8", "surrogatepass"))
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +124,7 @@ def test_signatures(signed, data, whole):
     """A genuine statement may be packed in another way; nothing else is believed."""
     folder, key, fingerprint = signed
     content = first(folder, "model.sig")
-    if whole:
-        document = data.draw(damaged_json(json.loads(content)))
-        damaged = as_json(document).encode("utf-8", "surrogatepass")
-    else:
-        damaged = data.draw(damaged_bytes([content]))
+    damaged = data.draw(damaged_file(content, whole))
     (folder / "model.sig").write_bytes(damaged)
     found = refused_well(verify_folder, folder, key)
     if not isinstance(found, UppersonError):
@@ -157,11 +152,7 @@ def sets(tmp_path_factory):
 def test_data_sets(sets, data, name, whole):
     folder, files = sets[name]
     path = data.draw(st.sampled_from(sorted(files)))
-    if whole and path.suffix == ".json":
-        content = as_json(data.draw(damaged_json(json.loads(files[path]))))
-        path.write_bytes(content.encode("utf-8", "surrogatepass"))
-    else:
-        path.write_bytes(data.draw(damaged_bytes([files[path]])))
+    path.write_bytes(data.draw(damaged_file(files[path], whole and path.suffix == ".json")))
     root = next(place for place in (folder, path.parent) if place.is_dir())
     try:
         refused_well(check_dataset, name, root, decode=False)
@@ -187,10 +178,8 @@ model: {lora_rank: 4, prefix_blocks: all}
         b"a: !!python/object/apply:os.system [ls]", b"seed: !!binary '\xff'",
     )),
 )  # fmt: skip
-def test_settings_of_a_run(tmp_path_factory, content):
-    path = tmp_path_factory.mktemp("config") / "config.yaml"
-    path.write_bytes(content)
-    found = refused_well(read_config, path)
+def test_settings_of_a_run(written, content):
+    found = refused_well(read_config, written("config.yaml", content))
     assert isinstance(found, TrainConfig | UppersonError)
 
 
@@ -199,10 +188,9 @@ CALIBRATION = json.loads(calibration().to_json())
 
 @fuzz(document=damaged_json(CALIBRATION))
 @example(document={**CALIBRATION, "towers": {"9" * 5000: {}}})
-def test_calibrations(tmp_path_factory, document):
-    path = tmp_path_factory.mktemp("calibration") / "calibration.json"
-    path.write_bytes(as_json(document).encode("utf-8", "surrogatepass"))
-    assert isinstance(refused_well(read_calibration, path), Calibration | UppersonError)
+def test_calibrations(written, document):
+    found = refused_well(read_calibration, written("calibration.json", document))
+    assert isinstance(found, Calibration | UppersonError)
 
 
 @fuzz(kind=st.sampled_from([Manifest, Calibration, Measurement, EngineRecord]), content=json_values)

@@ -38,15 +38,11 @@ VECTORS = some_vectors(6, dim=DIM)
 def gallery(tmp_path_factory):
     place = tmp_path_factory.mktemp("fuzz") / "gallery"
     with Gallery.open(place, "f" * 64, DIM, create=True) as opened:
-        opened.add(
-            [
-                Item(
-                    key=f"k{n}", camera="gate", time=1e9 + n, track=f"t{n % 2}", attributes={"n": n}
-                )
-                for n in range(6)
-            ],
-            VECTORS,
-        )
+        items = [
+            Item(key=f"k{n}", camera="gate", time=1e9 + n, track=f"t{n % 2}", attributes={"n": n})
+            for n in range(6)
+        ]
+        opened.add(items, VECTORS)
         yield opened
 
 
@@ -77,6 +73,7 @@ item_fields = st.fixed_dictionaries(
     {"fields": {"key": Text.GATE, "source": np.str_("a")}, "variant": Text.GATE},
     *({"fields": {"key": "a"} | odd, "variant": None} for odd in (
         {"time": 10**400}, {"box": 5}, {"box": (0, 0, 10**400, 10**400)},
+        {"box": (0, 0, np.nan, 9)},
         {"attributes": {"a": nested(3000)}}, {"attributes": np.array([1, 2])},
         {"attributes": {"a": 10**5000}},
     )),
@@ -88,11 +85,7 @@ def test_items(gallery, fields, variant):
         still_answers(gallery)
         if not isinstance(done, UppersonError):  # Then it comes back, and goes again.
             (found,) = (one for one in gallery.items() if one.key == item.key)
-            assert (found.camera, found.track, found.box) == (
-                "gate" if item.key in ("k0",) else item.camera,
-                item.track,
-                item.box,
-            )
+            assert (found.camera, found.track, found.box) == (item.camera, item.track, item.box)
             assert gallery.delete([item.key]) == 1
         assert gallery.verify() == []
 
@@ -161,12 +154,9 @@ def test_what_is_no_filter(gallery, where, k):
 
 
 @fuzz(
-    keys=mostly(["none"], ["none", "else"]),
-    older_than=mostly(5, None),
-    keep=mostly(100, None),
-    camera=mostly("nowhere"),
-    batch_size=mostly(3),
-)
+    keys=mostly(["none"], ["none", "else"]), older_than=mostly(5, None), keep=mostly(100, None),
+    camera=mostly("nowhere"), batch_size=mostly(3),
+)  # fmt: skip
 @examples(
     {"keys": [], "older_than": None, "keep": None, "camera": None, "batch_size": 1},
     {"keys": ["\udcff"]}, {"keys": "k0"}, {"keys": [5], "older_than": "x"},
@@ -184,10 +174,8 @@ def test_what_is_deleted(gallery, keys, older_than, keep, camera, batch_size):
 
 @fuzz(
     location=st.one_of(texts, mostly("milvus://", "milvus://h:x/c", "postgres://a/b")),
-    fingerprint=mostly("f" * 64, None),
-    embed_dim=mostly(8, None),
-    create=st.booleans(),
-)
+    fingerprint=mostly("f" * 64, None), embed_dim=mostly(8, None), create=st.booleans(),
+)  # fmt: skip
 @examples(
     {"location": "g", "fingerprint": "f", "embed_dim": 8, "create": True},
     {"location": "a\0b"}, {"location": None}, {"location": b"gallery"},
@@ -208,13 +196,9 @@ def test_places(tmp_path_factory, monkeypatch, location, fingerprint, embed_dim,
 
 
 @fuzz(
-    path=mostly("exported", "a/b"),
-    query=mostly("red", {"file": "x"}),
-    k=mostly(3),
-    user=mostly("ann"),
-    hits=mostly([]),
-    where=mostly(None, Filter(camera="gate")),
-)
+    path=mostly("exported", "a/b"), query=mostly("red", {"file": "x"}), k=mostly(3),
+    user=mostly("ann"), hits=mostly([]), where=mostly(None, Filter(camera="gate")),
+)  # fmt: skip
 @examples(
     {"path": "log", "query": "red", "k": 3, "user": "ann", "hits": [], "where": None},
     {"path": "a\0b"}, {"query": "\udcff", "k": 10**5000}, {"query": {"a": nested(3000)}},
@@ -257,19 +241,19 @@ MANY = 10**4299
 
 
 @fuzz(document=damaged_json(DOCUMENT))
-@example(document=DOCUMENT | {"shard": "0/2"})
-@example(document=DOCUMENT | {"shard": "x" * 10**5})
-@example(document=DOCUMENT | {"root": "x" * 10**5})
-@example(document=DOCUMENT | {"own": {"count": MANY, "total": "f" * 32}, "with_items": MANY})
-@example(document=DOCUMENT | {"made_with": {"--camera": "x" * 10**5}})
-def test_records_of_shards(tmp_path_factory, document):
+@examples(
+    *({"document": DOCUMENT | change} for change in (
+        {"shard": "0/2"}, {"shard": "x" * 10**5}, {"root": "x" * 10**5},
+        {"own": {"count": MANY, "total": "f" * 32}, "with_items": MANY},
+        {"made_with": {"--camera": "x" * 10**5}},
+    )),
+)  # fmt: skip
+def test_records_of_shards(written, document):
     """Their checksum is right: it is for accidents, and easy to make."""
-    file = tmp_path_factory.mktemp("shards") / "shard.json"
-    text = as_json(document)
     with suppress(ValueError, TypeError):
-        content = json.loads(text)
-        text = json.dumps(content | {"checksum": _checksum(content)})
-    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        content = json.loads(as_json(document))
+        document = content | {"checksum": _checksum(content)}
+    file = written("shard.json", document)
     found = refused_well(ShardRecord.read, file)
     if isinstance(found, ShardRecord):
         refused_well(check_whole, [file.parent, file], [found, OTHER])

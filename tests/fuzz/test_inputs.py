@@ -1,5 +1,8 @@
 """Pictures, sentences, embeddings and what is made of them: odd values are refused in one line."""
 
+import io
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import example
@@ -43,11 +46,9 @@ def is_unit(embeds):
 
 
 @fuzz(
-    sentences=mostly(["red"], ["red", "blue"], []),
-    images=mostly([PIXELS], PIXELS[None], []),
-    batch_size=mostly(2),
-    channels=mostly("rgb", "bgr"),
-)
+    sentences=mostly(["red"], ["red", "blue"], []), images=mostly([PIXELS], PIXELS[None], []),
+    batch_size=mostly(2), channels=mostly("rgb", "bgr"),
+)  # fmt: skip
 @examples(
     {"sentences": ["red"], "images": [PIXELS], "batch_size": 2, "channels": "rgb"},
     {"sentences": ["\udcff"], "images": ["\0"], "batch_size": 2.5, "channels": ["rgb"]},
@@ -65,11 +66,9 @@ def test_encoding(encoder, sentences, images, batch_size, channels):
 
 
 @fuzz(
-    query=mostly("red", PIXELS, ["red", PIXELS]),
-    k=mostly(3),
-    min_score=mostly(0.99),
+    query=mostly("red", PIXELS, ["red", PIXELS]), k=mostly(3), min_score=mostly(0.99),
     where=mostly(None, Filter()),
-)
+)  # fmt: skip
 @examples(
     {"query": "", "k": 3, "min_score": float("nan"), "where": None},
     {"query": 5, "k": None, "min_score": "x"}, {"query": "red", "where": "gate"},
@@ -86,15 +85,9 @@ def test_asking(encoder, gallery, query, k, min_score, where):
 @example(encoder=Gallery, other=Gallery)
 def test_objects_of_another_kind(bundle, gallery, encoder, other):
     opened = upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
-    for make in (
-        lambda: Retriever(encoder, gallery),
-        lambda: Retriever(opened, other),
-        lambda: Pipeline(encoder, gallery),
-        lambda: Pipeline(opened, other),
-        lambda: index_images(encoder, gallery, []),
-        lambda: index_images(opened, other, []),
-    ):
-        assert isinstance(refused_well(make), UppersonError)
+    for make in (Retriever, Pipeline, partial(index_images, files=[])):
+        assert isinstance(refused_well(make, encoder, gallery), UppersonError)
+        assert isinstance(refused_well(make, opened, other), UppersonError)
     for make in (
         lambda: Retriever(opened, gallery, other),
         lambda: Pipeline(opened, gallery, other),
@@ -108,14 +101,10 @@ def test_objects_of_another_kind(bundle, gallery, encoder, other):
 
 
 @fuzz(
-    files=mostly(["a.png"], []),
-    camera=mostly("gate", None),
-    attributes=mostly(None, {"a": 1}),
-    batch_size=mostly(2),
-    workers=mostly(1, None),
-    time_from=mostly("exif", "name"),
+    files=mostly(["a.png"], []), camera=mostly("gate", None), attributes=mostly(None, {"a": 1}),
+    batch_size=mostly(2), workers=mostly(1, None), time_from=mostly("exif", "name"),
     track_from=mostly("none", "folder"),
-)
+)  # fmt: skip
 @example(["x\0y"], "\udcff", {"a": 10**5000}, 2, 1, "exif", "none")
 @example("a.png", None, 5, 2.5, 10**9, "sundial", ["folder"])
 def test_indexing(
@@ -123,28 +112,19 @@ def test_indexing(
 ):
     if isinstance(workers, int) and workers > 4:
         workers = 10**9
+    sources = {"time_from": time_from, "track_from": track_from}
     report = refused_well(
-        index_images,
-        encoder,
-        gallery,
-        files,
-        camera,
-        batch_size,
-        attributes=attributes,
-        workers=workers,
-        time_from=time_from,
-        track_from=track_from,
-    )
+        index_images, encoder, gallery, files, camera, batch_size,
+        attributes=attributes, workers=workers, **sources,
+    )  # fmt: skip
     assert isinstance(report, IndexReport | UppersonError)
     assert gallery.verify() == []
 
 
 @fuzz(
-    image=mostly(PIXELS, PIXELS[:, :, 0], Image.new("F", (4, 4))),
-    height=mostly(8),
-    width=mostly(4),
-    paths=mostly(["nowhere"], ["."], []),
-)
+    image=mostly(PIXELS, PIXELS[:, :, 0], Image.new("F", (4, 4))), height=mostly(8),
+    width=mostly(4), paths=mostly(["nowhere"], ["."], []),
+)  # fmt: skip
 @example(image=np.zeros((0, 4, 3), np.uint8), height=8, width=4, paths=5)
 @example(image=PIXELS, height=10**9, width=10**9, paths=["\0", "x" * 5000])
 def test_pictures(tmp_path_factory, monkeypatch, image, height, width, paths):
@@ -159,8 +139,6 @@ def test_pictures(tmp_path_factory, monkeypatch, image, height, width, paths):
 
 
 def _files_of_every_format():
-    import io
-
     noise = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
     contents = []
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
@@ -174,9 +152,8 @@ def _files_of_every_format():
 
 
 @fuzz(content=damaged_bytes(_files_of_every_format()))
-def test_files_of_pictures(tmp_path_factory, content):
-    path = tmp_path_factory.mktemp("files") / "a.jpg"
-    path.write_bytes(content)
+def test_files_of_pictures(written, content):
+    path = written("a.jpg", content)
     found = refused_well(load_image, path)
     if isinstance(found, np.ndarray):
         assert (found.dtype, found.ndim, found.shape[2]) == (np.uint8, 3, 3)
@@ -185,11 +162,9 @@ def test_files_of_pictures(tmp_path_factory, content):
 
 
 @fuzz(
-    queries=mostly(np.eye(3), [[1.0, 0.0]]),
-    gallery=mostly(np.eye(3), [[1.0, 0.0]]),
-    pids=mostly([1, 2, 3], ["a", "b", "c"]),
-    chunk_size=mostly(2),
-)
+    queries=mostly(np.eye(3), [[1.0, 0.0]]), gallery=mostly(np.eye(3), [[1.0, 0.0]]),
+    pids=mostly([1, 2, 3], ["a", "b", "c"]), chunk_size=mostly(2),
+)  # fmt: skip
 @example(queries=[["a"]], gallery=[[1, [2]]], pids=[1], chunk_size=2)
 @example(queries=[[10**400]], gallery=np.eye(1) * 1e300, pids=[10**400], chunk_size=2)
 @example(queries=np.eye(3), gallery=np.eye(3), pids=[None, [1], "a"], chunk_size="x")
@@ -200,14 +175,10 @@ def test_metrics(queries, gallery, pids, chunk_size):
 
 
 @fuzz(
-    title=mostly("red"),
-    name=texts,
+    title=mostly("red"), name=texts,
     time=st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False)),
-    box=mostly(None, (0, 0, 5, 5)),
-    columns=mostly(5),
-    path=mostly("sheet.png"),
-    hits=values,
-)
+    box=mostly(None, (0, 0, 5, 5)), columns=mostly(5), path=mostly("sheet.png"), hits=values,
+)  # fmt: skip
 @example("red", "a", 1e300, (0, 0, 10**400, 1), 0, "a\0b", [5])
 @example("\udcff\n\x1b", "\n\x1b[2J", -1e300, None, "x", 5, None)
 @example("a", "a" * 10**6, float("nan"), None, 5, "x" * 10**6, (hit for hit in ()))
@@ -222,12 +193,9 @@ def test_sheets(tmp_path_factory, monkeypatch, title, name, time, box, columns, 
 
 
 @fuzz(
-    path=mostly("bundle", "."),
-    variant=mostly(None, "fp32"),
-    backend=mostly("onnxruntime", "auto"),
-    device=mostly("cpu"),
-    threads=mostly(1, None),
-)
+    path=mostly("bundle", "."), variant=mostly(None, "fp32"), backend=mostly("onnxruntime", "auto"),
+    device=mostly("cpu"), threads=mostly(1, None),
+)  # fmt: skip
 @examples(
     {"path": "bundle", "variant": None, "backend": "onnxruntime", "device": "cpu", "threads": 1},
     {"path": "\0"}, {"path": 5}, {"path": "x" * 10**6}, {"variant": 5, "backend": 5, "device": 5},

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tests.helpers.alert_servers import Broker, Subscriber, free_port, is_open, wait_for
 from tests.helpers.command_line import environment, start_program
 from tests.helpers.toy_bundle import make_toy_bundle
-from tests.helpers.trials import parse
+from tests.helpers.trials import parse, report
 from upperson_alerts.alerts import add_alert
 from upperson_rt.bundle import open_encoder
 from upperson_rt.encoder import Encoder
@@ -83,14 +83,10 @@ class Trial:
         rng = np.random.default_rng(1)
         scores = rng.uniform(0, 0.4, _BACKGROUND)
         with Gallery.open(folder / "gallery", *space, create=True) as gallery:
+            times = START + np.linspace(0, 172_000, _BACKGROUND)
             items = [
-                Item(
-                    key=f"b{n}",
-                    camera="gate",
-                    time=START + n * 172_000 / _BACKGROUND,
-                    track=f"b{n}",
-                )
-                for n in range(_BACKGROUND)
+                Item(key=f"b{n}", camera="gate", time=time, track=f"b{n}")
+                for n, time in enumerate(times.tolist())
             ]
             gallery.add(items, vectors_of(encoder, scores, rng))
             for number in range(_PER_VISIT):
@@ -110,17 +106,13 @@ class Trial:
         }
 
     def start(self, name: str) -> None:
-        """Start a process, unless it runs or has done its work."""
-        process = self.running.get(name)
-        if process is None or process.poll() is not None:
-            if process is not None and process.returncode not in (0, -signal.SIGKILL):
-                self.wrong.append(f"{name} ended by itself, exit code {process.returncode}")
-            if process is not None and process.returncode == 0:
-                return
+        code = self.running[name].poll() if name in self.running else -signal.SIGKILL
+        if code not in (None, 0, -signal.SIGKILL):
+            self.wrong.append(f"{name} ended by itself, exit code {code}")
+        if code not in (None, 0):
             self.running[name] = self.starts[name]()
 
     def kill(self, name: str) -> bool:
-        """Kill a process; return whether it was running."""
         process = self.running.get(name)
         if process is None or process.poll() is not None:
             return False
@@ -162,7 +154,7 @@ def run_trial(folder: Path, alerts: int, kills: int, seed: int) -> tuple[Counter
             trial.start(name)
         with Gallery.open(folder / "gallery") as gallery:
             # The first destination would get what is there, a later one only what comes.
-            wait_for(lambda: _destinations(gallery) == 2)
+            wait_for(lambda: len(_waiting(gallery)) == 2)
         trial.start("raise")
         while counts["kill -9"] < kills:
             time.sleep(float(rng.uniform(0.1, 1.2)))
@@ -221,10 +213,6 @@ def _waiting(gallery: Gallery) -> dict[str, int]:
         return outbox.waiting()
 
 
-def _destinations(gallery: Gallery) -> int:
-    return len(_waiting(gallery))
-
-
 def main() -> int:
     if len(sys.argv) == 4 and sys.argv[1] == "raise":
         raise_alerts(Path(sys.argv[3]), int(sys.argv[2]))
@@ -233,8 +221,7 @@ def main() -> int:
     options = parse(__doc__, alerts=10_000, kills=100, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         counts, wrong = run_trial(Path(folder), options.alerts, options.kills, options.seed)
-    for name, count in counts.items():
-        print(f"{count:8} {name}")
+    report(counts, ())
     print("\n".join(wrong[:20]) or "nothing was lost")
     return int(bool(wrong))
 

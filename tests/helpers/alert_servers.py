@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.helpers.small_servers import HttpHandler
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
@@ -29,13 +30,11 @@ def free_port() -> int:
 
 
 def is_open(port: int) -> bool:
-    """Whether a port of 127.0.0.1 takes connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(is_done: Callable[[], bool], seconds: float = 30) -> None:
-    """Poll until something holds."""
     until = time.monotonic() + seconds
     while not is_done():
         assert time.monotonic() < until, "it does not come about"
@@ -58,11 +57,11 @@ class Webhook(http.server.ThreadingHTTPServer):
         self.goes_on = threading.Event()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(HttpHandler):
     server: Webhook
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+    def do_POST(self) -> None:  # noqa: N802
+        body = self.body()
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.posts.append((headers, body))
         self.server.paths.append(self.path)
@@ -72,13 +71,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.server.goes_on.wait(30)
         answer = self.server.answers.pop(0) if self.server.answers else 204
         status, more = answer if isinstance(answer, tuple) else (answer, {})
-        self.send_response(status)
-        for name, value in {**more, "Content-Length": "0"}.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
+        self.answer(status, b"", *more.items())
 
 
 class Broker:
@@ -104,7 +97,6 @@ class Broker:
         return self
 
     def stop(self) -> None:
-        """End it; its state is on disk then."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(20)
@@ -142,7 +134,6 @@ class Subscriber:
 
     @property
     def is_subscribed(self) -> bool:
-        """Whether it has a connection and its subscription."""
         return self._is_subscribed.is_set()
 
     def close(self) -> None:

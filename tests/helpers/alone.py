@@ -27,10 +27,7 @@ def alone(test: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 def found_alone(shared_folder: Path, work: Callable[..., Any], *paths: Path) -> Any:
-    """Do some work in a process of its own, once a session, and return what it found, as JSON.
-
-    ``work`` is a function of a module, which gets an empty folder and the paths.
-    """
+    """Return what a module's function finds in a process of its own, once a session, as JSON."""
     name = f"{work.__module__}.{work.__name__}"
     folder = shared_folder / name
     with FileLock(f"{folder}.lock"):

@@ -23,9 +23,11 @@ import numpy as np
 
 from tests.helpers import milvus_server
 from tests.helpers.command_line import environment
-from tests.helpers.trials import parse
+from tests.helpers.toy_bundle import make_toy_bundle
+from tests.helpers.trials import parse, report
 from upperson_rt.errors import BackendError
 from upperson_rt.gallery import Gallery
+from upperson_synthetic.video import VideoSpec, write_video
 
 BAD = ("lost", "altered", "wrong")
 _WATCH = (
@@ -75,7 +77,6 @@ class Network:
         return box, f"10.77.{number}.1"
 
     def close(self) -> None:
-        """Let all namespaces go."""
         for holder in reversed(self._holders):
             holder.communicate()
         self._holders.clear()
@@ -101,10 +102,7 @@ def _run(*command: str) -> None:
 
 
 class Box:
-    """One ``upperson-rt watch`` in a folder of `prepare`, and what was acknowledged to it.
-
-    ``inside`` is what its command begins with, ``gallery`` the collection as the box sees it.
-    """
+    """One ``upperson-rt watch`` in a folder of `prepare`, and what was acknowledged to it."""
 
     def __init__(self, inside: Sequence[str], folder: Path, gallery: str, camera: str) -> None:
         self.camera = camera
@@ -130,13 +128,11 @@ class Box:
         return {key: (camera, vector) for key, camera, vector in map(json.loads, lines)}
 
     def wait_for(self, rows: int) -> None:
-        """Wait until so many rows are acknowledged."""
         while len(self.acknowledged()) < rows:
             assert self._process.poll() is None, self._output.read_text()
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Send SIGKILL, and wait."""
         self._process.kill()
         self._process.wait()
 
@@ -148,14 +144,9 @@ class Box:
 
 def prepare(folder: Path) -> None:
     """Make what boxes work with: a video that lasts longer than a server takes to restart."""
-    from tests.helpers.toy_bundle import make_toy_bundle
-    from upperson_synthetic.video import VideoSpec, write_video
-
     make_toy_bundle(folder / "bundle")
-    write_video(
-        folder / "street.avi",
-        VideoSpec(people=14, seconds=100, fps=2, width=320, height=180, seed=5),
-    )
+    spec = VideoSpec(people=14, seconds=100, fps=2, width=320, height=180, seed=5)
+    write_video(folder / "street.avi", spec)
 
 
 def problems(gallery: Gallery, boxes: Sequence[Box]) -> Iterator[str]:
@@ -202,7 +193,6 @@ def trial(
 
 
 def try_boxes(trials: int, seed: int) -> Counter[str]:
-    """Return how often each outcome came up, see `BAD`."""
     rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
     all_boxes: list[Box] = []
@@ -234,12 +224,8 @@ def try_boxes(trials: int, seed: int) -> Counter[str]:
 
 
 def main() -> int:
-    """Run trials, print what came of them, and return 1 if anything was lost or wrong."""
     options = parse(__doc__, trials=20, seed=0)
-    outcomes = try_boxes(options.trials, options.seed)
-    for outcome, count in sorted(outcomes.items()):
-        print(f"{count:6d} {outcome}")
-    return int(any(outcome.startswith(BAD) for outcome in outcomes))
+    return report(try_boxes(options.trials, options.seed), BAD)
 
 
 if __name__ == "__main__":

@@ -141,21 +141,18 @@ def path_of(language: str, suffix: str = ".po") -> Path:
 
 
 def read_catalogue(language: str) -> Catalog:
-    """Return a catalogue with its translations."""
     path = path_of(language)
     content = path.read_text("utf-8") if path.exists() else ""
     return read_po(io.StringIO(content), locale=language)
 
 
 def compiled(catalogue: Catalog) -> bytes:
-    """Return the compiled file of a catalogue."""
     file = io.BytesIO()
     write_mo(file, catalogue)
     return file.getvalue()
 
 
 def main() -> None:
-    """Write the catalogues, and say what is not translated."""
     for language in TRANSLATED:
         catalogue = read_catalogue(language)
         catalogue.update(template(), no_fuzzy_matching=True)
@@ -181,7 +178,6 @@ def flat(text: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def placeholders(text: str) -> list[str]:
-    """Return the placeholders of a text, in their order of names."""
     return sorted(re.findall(r"%\((\w+)\)s", text))
 
 

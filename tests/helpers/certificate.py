@@ -15,10 +15,7 @@ def written(
     host: str = "127.0.0.1",
     days: int = 1,
 ) -> tuple[Path, Path]:
-    """Return the files of a new certificate and its key, RSA of so many bits or P-256 for None.
-
-    It ends after so many days, in the past if they are negative.
-    """
+    """Return the files of a new certificate and its key, RSA of so many bits or P-256 for None."""
     x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec, rsa

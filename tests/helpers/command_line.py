@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT, ROOT / "calibration", ROOT / "export", ROOT / "runtime"]
@@ -24,25 +24,15 @@ main()
 
 
 def run_program(
-    program: Program,
-    *arguments: str | Path,
-    cwd: Path | None = None,
-    without: Sequence[str] = (),
-    timeout_s: float = 60,
+    program: Program, *arguments: str | Path, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; see `run_code`."""
-    return run_code(_main_of(program), *arguments, cwd=cwd, without=without, timeout_s=timeout_s)
+    """Run a command with the options of `run_code`."""
+    return run_code(_main_of(program), *arguments, **options)
 
 
-def start_program(
-    program: Program,
-    *arguments: object,
-    cwd: Path | None = None,
-    output: Path = Path(os.devnull),
-    within: Sequence[str] = (),
-) -> "subprocess.Popen[str]":
-    """Start a command as `run_program` does; see `start_code`."""
-    return start_code(_main_of(program), *arguments, cwd=cwd, output=output, within=within)
+def start_program(program: Program, *arguments: object, **options: Any) -> "subprocess.Popen[str]":
+    """Start a command with the options of `start_code`."""
+    return start_code(_main_of(program), *arguments, **options)
 
 
 def start_code(
@@ -52,11 +42,7 @@ def start_code(
     output: Path = Path(os.devnull),
     within: Sequence[str] = (),
 ) -> "subprocess.Popen[str]":
-    """Start Python code as `run_code` does, and do not wait for it.
-
-    Its stdout goes into ``output``, its stderr into the same name with ``.err``. ``within`` is a
-    command that runs the one that follows it.
-    """
+    """Start Python code; stdout goes to ``output``, stderr to the same name with ``.err``."""
     errors = output if output == Path(os.devnull) else output.with_name(f"{output.name}.err")
     with output.open("w") as out, errors.open("w") as err:
         return subprocess.Popen(
@@ -94,10 +80,7 @@ def run_code(
     without: Sequence[str] = (),
     timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a fresh interpreter that finds our packages; warnings are errors there.
-
-    It cannot import the packages in ``without``, as if they were not installed.
-    """
+    """Run Python code in a fresh interpreter, without some packages; warnings are errors there."""
     # None in sys.modules makes `import x` raise ModuleNotFoundError and find_spec("x") return None.
     blocked = f"import sys; sys.modules.update(dict.fromkeys({list(without)!r})); "
     return subprocess.run(
@@ -117,5 +100,4 @@ def _main_of(program: Program) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment in which an interpreter finds our packages."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SOURCES))}

@@ -4,12 +4,9 @@ import asyncio
 import io
 import json
 import zipfile
-from contextlib import closing
 
 import httpx
 from PIL import Image
-
-from upperson_console.user_state import UserState
 
 BASE = "http://127.0.0.1:8480"
 START = 1_790_000_000.0
@@ -74,12 +71,6 @@ def picture_in(content):
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
-def shown_id(gallery, state, key):
-    """Return the id that a server with a state folder shows for a key of a `Gallery`."""
-    with closing(UserState(state / "console.sqlite")) as store:
-        return store.id_permutation().opaque(gallery.ids([key])[key])
-
-
 def log_lines(console):
     return [json.loads(line) for line in console.log.read_text().splitlines()]
 
@@ -105,5 +96,4 @@ def exported(answer):
 
 
 def rows_of(answer):
-    """Return the facts of the items of an evidence package."""
     return json.loads(exported(answer)["items.json"])["items"]

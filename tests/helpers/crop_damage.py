@@ -9,13 +9,14 @@ not be drawn.
 import os
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
-from tests.helpers.trials import parse
+from tests.helpers.trials import parse, report
 from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery, Item
@@ -28,7 +29,6 @@ KINDS = (
 
 
 def jpeg(rng: np.random.Generator, folder: Path) -> bytes:
-    """Return a picture of random colours as JPEG."""
     file = folder / "made.jpg"
     Image.fromarray(rng.integers(0, 255, (48, 16, 3), np.uint8)).save(file, "JPEG")
     return file.read_bytes()
@@ -92,11 +92,9 @@ def missed(gallery: Gallery, files: list[Path], kind: str, rng: np.random.Genera
     if kind != "remove" and not _is_refused(gallery):
         blind.append("export")
     for file in changed:
-        try:
+        with suppress(IntegrityError, InputError):
             use_picture(file, lambda pixels: None)
-        except (IntegrityError, InputError):
-            continue
-        blind.append("picture")
+            blind.append("picture")
     for file, content in before.items():
         file.unlink(missing_ok=True)
         file.write_bytes(content)
@@ -124,12 +122,9 @@ def main() -> int:
         for number in range(given.trials):
             kind = KINDS[number % len(KINDS)]
             blind = missed(gallery, files, kind, rng)
-            counts[f"{kind}: {'missed by ' + ', '.join(blind) if blind else 'found'}"] += 1
-        sound = gallery.verify() == []
-    for outcome, count in sorted(counts.items()):
-        print(f"{count:6}  {outcome}")
-    print("sound at the end" if sound else "not sound at the end")
-    return int(not sound or any("missed" in outcome for outcome in counts))
+            counts[f"{'missed by ' + ', '.join(blind) if blind else 'found'}: {kind}"] += 1
+        counts["sound at the end" if gallery.verify() == [] else "not sound at the end"] += 1
+    return report(counts, ("missed", "not sound"))
 
 
 if __name__ == "__main__":

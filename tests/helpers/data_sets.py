@@ -21,8 +21,6 @@ SIZE = (8, 16)
 
 
 class Crop(NamedTuple):
-    """One image of the tiny sets."""
-
     split: str
     person: int
     view: int
@@ -49,14 +47,12 @@ def write_image(path: Path, person: int = 0) -> Path:
 
 
 def write_json(path: Path, content: object) -> Path:
-    """Write a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), "utf-8")
     return path
 
 
 def edit_json(path: Path, change: Callable[[Any], object]) -> None:
-    """Let a function change what a JSON file holds."""
     content = json.loads(path.read_text("utf-8"))
     change(content)
     path.write_text(json.dumps(content), "utf-8")
@@ -134,14 +130,12 @@ def _plain_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_jsonl(folder: Path) -> Path:
-    """Write ``annotations.jsonl`` and its images."""
     lines = "".join(json.dumps(row) + "\n" for row in _plain_rows(folder))
     (folder / "annotations.jsonl").write_text(lines, "utf-8")
     return folder
 
 
 def write_csv(folder: Path) -> Path:
-    """Write ``annotations.csv`` and its images."""
     rows = _plain_rows(folder)
     with (folder / "annotations.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -257,10 +257,7 @@ def write_detector(
     integers = {"labels"} if head == "rt-detr" else set()
     outputs = [value(n, integer if n in integers else TensorProto.FLOAT, None) for n in tensors]
     graph = helper.make_graph(nodes, head, inputs, outputs, made.constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, metadata or {})
-    onnx.save(model, path)
-    return path
+    return _save(graph, path, metadata)
 
 
 def write_constant(
@@ -282,7 +279,13 @@ def write_constant(
         [helper.make_tensor_value_info(n, floats, a.shape) for n, a in outputs.items()],
         [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
     )
-    opsets = [helper.make_opsetid("", 17)]
+    return _save(graph, path, metadata, opset=17)
+
+
+def _save(
+    graph: onnx.GraphProto, path: Path, metadata: dict[str, str] | None, opset: int = 18
+) -> Path:
+    opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     helper.set_model_props(model, metadata or {})
     onnx.save(model, path)

@@ -44,7 +44,6 @@ def person_frame(
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Return as soon as something is so."""
     while not condition():
         time.sleep(0.002)
 
@@ -65,7 +64,6 @@ def submit(pipeline: Pipeline, count: int = 1, first: int = 0, camera: str = "ga
 
 
 def pictures_of(gallery: Gallery) -> list[Path]:
-    """Return all files beside the rows of a gallery."""
     return sorted(path for path in gallery.crops_dir.rglob("*") if path.is_file())
 
 
@@ -183,30 +181,19 @@ PATIENT = CaptureRules(stall_s=1000, first_wait_s=1000, longest_wait_s=1000)
 
 
 class Watched:
-    """A capture that was started, and what it delivered and counted."""
-
     def __init__(
-        self,
-        source: Source,
-        opener: Opener,
-        rules: CaptureRules = RULES,
-        start_time: float | None = None,
-        realtime: bool = False,
-    ) -> None:
+        self, source: Source, opener: Opener, rules: CaptureRules = RULES,
+        start_time: float | None = None, realtime: bool = False,
+    ) -> None:  # fmt: skip
         self.frames: list[tuple[NDArray[np.generic], float, float]] = []
         """Picture, unix time and clock."""
         self.counts: list[str] = []
         """All but the decoder's errors, of which a stream may have some at its beginning."""
         self.decoder_errors = 0
         settings = CameraSettings(
-            name="gate",
-            source=source,
-            detector=lambda frame: [],
-            drop="oldest",
-            start_time=start_time,
-            realtime=realtime,
-            opener=opener,
-        )
+            name="gate", source=source, detector=lambda frame: [], drop="oldest",
+            start_time=start_time, realtime=realtime, opener=opener,
+        )  # fmt: skip
         self.capture = Capture(settings, rules, self._deliver, self._count)
         self.capture.start()
 

@@ -44,8 +44,6 @@ class Text(str, enum.Enum):
 
 
 class Odd:
-    """An object of no use."""
-
     def __repr__(self):
         return "\x1b[2J\n" * 100
 
@@ -169,11 +167,7 @@ def as_json(document):
 
 
 def refused_well(call, *arguments, **named):
-    """Call a function; return what it gives, or the error of ours with which it refuses.
-
-    Any other error fails the target, and so does a message that cannot be shown on one line, or
-    is as long as what it refuses.
-    """
+    """Return what a call gives, or the error of ours with which it refuses, in one line."""
     try:
         return call(*arguments, **named)
     except UppersonError as error:

@@ -16,7 +16,6 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 
 from benchmarks.damage import BAD, KINDS, OUTCOMES, damage, in_child, verdict_on
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
-from tests.helpers.trials import parse, print_tables
+from tests.helpers.trials import parse, tabulate
 from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
@@ -166,7 +165,6 @@ OPERATIONS: dict[str, Callable[[Gallery], Any]] = {
 
 
 def answers(folder: Path) -> dict[str, str]:
-    """Return what each operation says: its answer, or how it failed."""
     return {name: _answer(folder, operation) for name, operation in OPERATIONS.items()}
 
 
@@ -221,25 +219,15 @@ def trials(galleries: list[Path], count: int, seed: int) -> Iterator[tuple[str, 
 
 
 def main() -> int:
-    """Run trials, print what came of them, and return 1 if any outcome is in `BAD`."""
     options = parse(__doc__, trials=1000, seed=0, rows=9000, index_from=index._SEAL_ROWS)
     os.environ["OMP_NUM_THREADS"] = "1"  # Threads of faiss would be missing in forked processes.
     index._SEAL_ROWS = options.index_from
-    tables: dict[str, Counter[str]] = defaultdict(Counter)
-    worst: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         galleries = make_galleries(Path(folder), options.rows)
-        for trial, verdicts in trials(galleries, options.trials, options.seed):
-            outcome = next(one for one in OUTCOMES if one in verdicts.values())
-            for name, verdict in verdicts.items():
-                tables[name][verdict] += 1
-            tables[trial][outcome] += 1
-            worst[outcome] += 1
-            if worst.total() % 100 == 0:
-                print(f"{worst.total()} trials", dict(worst), file=sys.stderr, flush=True)
-    print_tables(tables)
-    print("worst of each trial", dict(worst))
-    return int(any(worst[one] for one in BAD))
+        found = list(trials(galleries, options.trials, options.seed))
+    tabulate((use for _, verdicts in found for use in verdicts.items()), BAD)
+    worst = (next(one for one in OUTCOMES if one in verdicts.values()) for _, verdicts in found)
+    return tabulate(zip((trial for trial, _ in found), worst, strict=True), BAD)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ class Place:
         self._start = start
 
     def unused(self) -> str:
-        """Return the location of a gallery that has not been made."""
         return f"{self._start}{next(self._numbers)}"
 
     def empty(self) -> str:
@@ -44,12 +43,7 @@ class Place:
 
 
 class Milvus(Place):
-    """One collection, emptied for each test: making one takes seconds.
-
-    Args:
-        address: For locations, ``milvus://...`` without the collection.
-        uri: For `pymilvus.MilvusClient`, the same.
-    """
+    """One collection, emptied for each test: making one takes seconds."""
 
     def __init__(self, address: str, uri: str) -> None:
         super().__init__(f"{address}/contract_")
@@ -85,7 +79,6 @@ def unit(*rows: Any) -> NDArray[np.float32]:
 
 
 def some_vectors(count: int, seed: int = 0, dim: int = DIM) -> NDArray[np.float32]:
-    """Return (count, dim) random unit vectors."""
     vectors = np.random.default_rng(seed).normal(size=(count, dim))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
@@ -150,5 +143,4 @@ def sql(folder: Path, statement: str, *values: object) -> list[Any]:
 
 
 def keys_of(items: Any) -> list[str]:
-    """Return the sorted keys of items or hits."""
     return sorted(entry.key if isinstance(entry, Item) else entry.item.key for entry in items)

@@ -14,7 +14,6 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +23,7 @@ import numpy as np
 from benchmarks.damage import damage, in_child, verdict_on
 from tests.helpers.gallery_damage import OPERATIONS, _answer, _fill, _items, change_and_die
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
-from tests.helpers.trials import parse, print_tables
+from tests.helpers.trials import parse, tabulate
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite.schema import PAGE_BYTES
 
@@ -207,18 +206,11 @@ def trials(folder: Path, count: int, seed: int, uses: int) -> Iterator[tuple[str
 
 
 def main() -> int:
-    """Run trials, print what came of them, and return 1 if any outcome is in `BAD`."""
     options = parse(__doc__, trials=1000, seed=0, rows=400, uses=4)
     os.environ["OMP_NUM_THREADS"] = "1"  # Threads of faiss would be missing in forked processes.
-    tables: dict[str, Counter[str]] = defaultdict(Counter)
     with tempfile.TemporaryDirectory() as name:
         make_galleries(Path(name), options.rows)
-        for kind, verdict in trials(Path(name), options.trials, options.seed, options.uses):
-            tables[kind][verdict] += 1
-    print_tables(tables)
-    total = sum(tables.values(), Counter[str]())
-    print(f"{options.trials} trials, {total.total()} uses", dict(total))
-    return int(any(total[one] for one in BAD))
+        return tabulate(trials(Path(name), options.trials, options.seed, options.uses), BAD)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Each is opened with each of `BACKENDS`, in a process of its own that has `MEMORY
 or 6 counts against us.
 """
 
-import json
 import multiprocessing
 import os
 import resource
@@ -16,12 +15,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.hostile_canaries import CANARIES, Change
+from tests.helpers.hostile_canaries import CANARIES
+from tests.helpers.hostile_changes import Change, changed_json, changed_text
 from tests.helpers.hostile_graphs import GRAPHS
 from tests.helpers.hostile_tokenizers import TOKENIZERS
 from tests.helpers.toy_bundle import CONTEXT_LENGTH, EMBED_DIM, make_toy_bundle
@@ -36,13 +36,8 @@ BACKENDS = ("onnxruntime", "openvino")
 FORK = multiprocessing.get_context("fork")
 
 
-def _manifest(change: Callable[[dict[str, Any]], object]) -> Change:
-    def changed(folder: Path) -> None:
-        content = json.loads((folder / "bundle.json").read_text())
-        change(content)
-        (folder / "bundle.json").write_text(json.dumps(content))
-
-    return changed
+_manifest = partial(changed_json, "bundle.json")
+_json = partial(changed_text, "bundle.json")
 
 
 def _of_variant(**fields: Any) -> Change:
@@ -52,15 +47,6 @@ def _of_variant(**fields: Any) -> Change:
 def _named(path: str) -> Change:
     """Call the tokenizer's file something else."""
     return _manifest(lambda content: content["text"]["tokenizer"].update(file=path))
-
-
-def _json(function: Callable[[str], str | bytes]) -> Change:
-    def changed(folder: Path) -> None:
-        text = function((folder / "bundle.json").read_text())
-        content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-        (folder / "bundle.json").write_bytes(content)
-
-    return changed
 
 
 def _replaced(old: str, new: str) -> Change:
@@ -181,7 +167,6 @@ def in_process(folder: Path, backend: str) -> tuple[str, float, int]:
 
 
 def _try_all(sound: Path, backend: str) -> int:
-    """Try all in one library, print what came of them, and return how many were not refused."""
     counts: Counter[str] = Counter()
     longest, largest = 0.0, 0
     said, seconds, usual = in_process(sound, backend)
@@ -202,7 +187,6 @@ def _try_all(sound: Path, backend: str) -> int:
 
 
 def main() -> int:
-    """Try all in each library, and return 1 if any was not refused."""
     with tempfile.TemporaryDirectory() as name:
         sound = make_toy_bundle(Path(name, "sound"))
         return int(sum([_try_all(sound, backend) for backend in BACKENDS]) > 0)

@@ -6,7 +6,6 @@ Each is opened with a login. Nothing may arrive at another host (``elsewhere``, 
 login at another port, and nothing of a file of this machine may be read.
 """
 
-import argparse
 import base64
 import io
 import random
@@ -27,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from tests.helpers.certificate import written
-from tests.helpers.small_servers import served
+from tests.helpers.small_servers import handled
+from tests.helpers.trials import parse, report
 from upperson_camera.source import parse_source
 from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError
@@ -35,11 +35,6 @@ from upperson_rt.errors import InputError
 LOGIN = "anna:s3cret"
 _SENT_LOGIN = base64.b64encode(LOGIN.encode())
 OPENING_S = 2.0
-
-
-class _Threaded(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    block_on_close = False
 
 
 @dataclass
@@ -58,8 +53,6 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of opening one camera."""
-
     reached: bool
     """Another host was connected to, or sent a packet."""
     login: bool
@@ -117,7 +110,7 @@ def tcp_server(
                         connection.shutdown(socket.SHUT_WR)
                         return
 
-    with served(_Threaded((host, 0), Handler)) as port:
+    with handled(Handler, host) as port:
         yield port, requests
 
 
@@ -179,19 +172,16 @@ _SDP = "Content-Type: application/sdp"
 
 
 def http(status: int, *fields: str, body: bytes = b"", kind: str = "video/mp4") -> bytes:
-    """Return an answer of HTTP."""
     lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, *fields, "", ""]).encode() + body
 
 
 def rtsp(status: str, *fields: str, body: bytes = b"", end: str = "\r\n") -> bytes:
-    """Return an answer of RTSP."""
     lines = [f"RTSP/1.0 {status}", "CSeq: {cseq}", f"Content-Length: {len(body)}"]
     return end.join([*lines, *fields, "", ""]).encode() + body
 
 
 def sdp(control: str = "*", host: str = "0.0.0.0", port: int = 0) -> bytes:
-    """Return the description of a stream of H.264."""
     return (
         f"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 {host}\r\nt=0 0\r\n"
         f"m=video {port} RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:{control}\r\n"
@@ -199,7 +189,6 @@ def sdp(control: str = "*", host: str = "0.0.0.0", port: int = 0) -> bytes:
 
 
 def playlist(*lines: str) -> bytes:
-    """Return a playlist of HLS that has ended."""
     head = ["#EXTM3U", "#EXT-X-VERSION:7", "#EXT-X-TARGETDURATION:1", "#EXT-X-MEDIA-SEQUENCE:0"]
     return "\n".join([*head, *lines, "#EXT-X-ENDLIST", ""]).encode()
 
@@ -228,8 +217,6 @@ def always(answer: bytes) -> Reply:
 
 
 def paths(answers: Mapping[str, bytes], otherwise: bytes) -> Reply:
-    """Answer by the end of a path."""
-
     def reply(first: str, number: int) -> bytes:
         if not first:
             return b""
@@ -468,10 +455,7 @@ def random_case(chance: random.Random, there: Elsewhere) -> tuple[str, str, Repl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=200, help="Servers drawn at random.")
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, trials=200, seed=1)
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         secret = Path(folder) / "secret.ts"
@@ -496,8 +480,7 @@ def main() -> None:
                 counts[f"{kind}: unsafe"] += not outcome.is_safe
                 if not outcome.is_safe or kind == "fixed":
                     print(f"{'ok  ' if outcome.is_safe else 'BAD '} {name}: {outcome}")
-    for name, count in sorted(counts.items()):
-        print(f"{name:30} {count}")
+    report(counts, ())
 
 
 if __name__ == "__main__":

@@ -3,92 +3,73 @@
 import io
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.helpers.toy_bundle import HEIGHT_PX, WIDTH_PX, replace_in_bundle
+from tests.helpers.hostile_changes import Change, changed
 
-Change: TypeAlias = Callable[[Path], None]
-"""Makes a sound bundle a hostile one."""
-
-
-_IMAGE = (HEIGHT_PX, WIDTH_PX, 3)
+Arrays: TypeAlias = dict[str, NDArray[Any]]
 
 
-def _arrays(folder: Path) -> dict[str, NDArray[Any]]:
-    with np.load(folder / "canaries.npz") as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _npy(header: str, content: bytes = b"") -> bytes:
-    text = header.encode("latin-1") + b"\n"
-    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + content
-
-
-def _zip(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", method) as archive:
-        for name, content in files.items():
-            archive.writestr(f"{name}.npy", content)
-    return target.getvalue()
-
-
-def _written(array: NDArray[Any]) -> bytes:
+def _npy_of(array: NDArray[Any]) -> bytes:
     target = io.BytesIO()
     np.save(target, array)
     return target.getvalue()
 
 
-def _canaries(change: Callable[[dict[str, bytes]], None]) -> Change:
-    """Change the files inside of ``canaries.npz``."""
+def _zip(files: Mapping[str, NDArray[Any] | bytes]) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            packed = content if isinstance(content, bytes) else _npy_of(content)
+            archive.writestr(f"{name}.npy", packed)
+    return target.getvalue()
 
-    def changed(folder: Path) -> None:
-        files = {name: _written(array) for name, array in _arrays(folder).items()}
-        change(files)
-        replace_in_bundle(folder, "canaries.npz", _zip(files))
 
-    return changed
+def _canaries(change: Callable[[Arrays], Mapping[str, NDArray[Any] | bytes]]) -> Change:
+    """Replace some arrays of ``canaries.npz``, or their files."""
+
+    def made(content: bytes) -> bytes:
+        with np.load(io.BytesIO(content)) as archive:
+            arrays = dict(archive)
+        return _zip(arrays | change(arrays))
+
+    return changed("canaries.npz", made)
 
 
 def _header(header: str) -> Change:
-    return _canaries(lambda files: files.update(images=_npy(header, bytes(4 * 24 * 8 * 3))))
+    text = header.encode("latin-1") + b"\n"
+    start = b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text
+    return _canaries(lambda _: {"images": start + bytes(4 * 24 * 8 * 3)})
 
 
 def _fields(descr: str = "'|u1'", shape: str = "(4, 24, 8, 3)", fortran: str = "False") -> Change:
     return _header(f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}")
 
 
-def _values(**change: Callable[[NDArray[Any]], NDArray[Any]]) -> Change:
-    """Change the numbers in some arrays of ``canaries.npz``."""
-
-    def changed(folder: Path) -> None:
-        arrays = _arrays(folder)
-        for name, function in change.items():
-            key = name.replace("__", ".")
-            arrays[key] = function(arrays[key]).astype(arrays[key].dtype)
-        files = {name: _written(array) for name, array in arrays.items()}
-        replace_in_bundle(folder, "canaries.npz", _zip(files))
-
-    return changed
+def _values(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Change:
+    """Change the numbers in an array of ``canaries.npz``."""
+    return _canaries(lambda arrays: {name: change(arrays[name]).astype(arrays[name].dtype)})
 
 
 def _filled(name: str, value: float) -> Change:
     """Fill an array with one number."""
-    return _values(**{name: lambda array: np.full_like(array, value)})
+    return _values(name, lambda array: np.full_like(array, value))
 
 
 def _archive(change: Callable[[bytearray], bytes | bytearray]) -> Change:
-    """Change the bytes of a zip file with four stored or packed entries and more."""
+    """Change the bytes of the archive, whose entries are packed."""
+    pack = _canaries(lambda _: {})
 
-    def changed(folder: Path) -> None:
-        files = {name: _written(array) for name, array in _arrays(folder).items()}
-        replace_in_bundle(folder, "canaries.npz", bytes(change(bytearray(_zip(files)))))
+    def made(folder: Path) -> None:
+        pack(folder)
+        changed("canaries.npz", lambda content: bytes(change(bytearray(content))))(folder)
 
-    return changed
+    return made
 
 
 def _in_directory(offset: int, content: bytes) -> Change:
@@ -115,22 +96,17 @@ def _many_entries(archive: bytearray) -> bytes:
     return entry * count + end64 + place + end
 
 
-def _thousands(folder: Path) -> None:
-    """Golden inputs for hours of a real model, each of which would be run alone."""
-    count = 100_000
-    arrays = {
-        name: np.resize(array, (count, *array.shape[1:])) for name, array in _arrays(folder).items()
-    }
-    files = {name: _written(array) for name, array in arrays.items()}
-    replace_in_bundle(folder, "canaries.npz", _zip(files))
+def _thousands(arrays: Arrays) -> Arrays:
+    """Return golden inputs for hours of a real model, each of which would be run alone."""
+    return {name: np.resize(one, (100_000, *one.shape[1:])) for name, one in arrays.items()}
 
 
 CANARIES = {
     "canaries: a directory of 600,000 entries": _archive(_many_entries),
-    "canaries: 100,000 of each kind": _thousands,
-    "canaries: nothing in the archive": lambda f: replace_in_bundle(f, "canaries.npz", _zip({})),
-    "canaries: an empty file": lambda f: replace_in_bundle(f, "canaries.npz", b""),
-    "canaries: a bare array": _archive(lambda _: _written(np.zeros((4, *_IMAGE), np.uint8))),
+    "canaries: 100,000 of each kind": _canaries(_thousands),
+    "canaries: nothing in the archive": _archive(lambda _: _zip({})),
+    "canaries: an empty file": _archive(lambda _: b""),
+    "canaries: a bare array": _archive(lambda _: _npy_of(np.zeros((4, 24, 8, 3), np.uint8))),
     "canaries: only the end of an archive": _archive(lambda content: content[-22:]),
     "canaries: entries that begin where none is": _in_directory(42, b"\xff\xff\xff\x7f"),
     "canaries: entries that all begin at the first": _in_directory(42, bytes(4)),
@@ -165,11 +141,12 @@ CANARIES = {
     "canaries: tokens of no vocabulary": _filled("input_ids", 2**31 - 1),
     "canaries: tokens below zero": _filled("input_ids", -(2**31)),
     "canaries: no token": _filled("input_ids", 0),
-    "canaries: embeddings of zero": _filled("image_embeds__int8", 0),
-    "canaries: embeddings of 3e38": _filled("image_embeds__int8", 3e38),
-    "canaries: embeddings of 1e-45": _filled("text_embeds__int8", 1e-45),
-    "canaries: embeddings of the other tower": _values(image_embeds__int8=lambda a: -a),
+    "canaries: embeddings of zero": _filled("image_embeds.int8", 0),
+    "canaries: embeddings of 3e38": _filled("image_embeds.int8", 3e38),
+    "canaries: embeddings of 1e-45": _filled("text_embeds.int8", 1e-45),
+    "canaries: embeddings of the other tower": _values("image_embeds.int8", np.negative),
     "canaries: one embedding that is not a number": _values(
-        text_embeds__int8=lambda a: np.where(np.arange(a.size).reshape(a.shape) == 9, np.nan, a)
+        "text_embeds.int8",
+        lambda a: np.where(np.arange(a.size).reshape(a.shape) == 9, np.nan, a),
     ),
 }  # fmt: skip

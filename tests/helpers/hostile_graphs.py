@@ -1,35 +1,26 @@
 """Graphs with right hashes that no export writes."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.helpers.toy_bundle import replace_in_bundle
+from tests.helpers.hostile_changes import Change, changed
 
-Change: TypeAlias = Callable[[Path], None]
-"""Makes a sound bundle a hostile one."""
+_bytes = partial(changed, "text.int8.onnx")
 
 
-def _graph(change: Callable[[onnx.ModelProto], object], file: str = "text.int8.onnx") -> Change:
-    def changed(folder: Path) -> None:
-        model = onnx.load(folder / file)
+def _graph(change: Callable[[onnx.ModelProto], object]) -> Change:
+    def made(content: bytes) -> bytes:
+        model = onnx.load_from_string(content)
         change(model)
-        replace_in_bundle(folder, file, model.SerializeToString())
+        return model.SerializeToString()
 
-    return changed
-
-
-def _bytes(change: Callable[[bytes], bytes]) -> Change:
-    def changed(folder: Path) -> None:
-        content = change((folder / "text.int8.onnx").read_bytes())
-        replace_in_bundle(folder, "text.int8.onnx", content)
-
-    return changed
+    return _bytes(made)
 
 
 def _field(number: int, content: bytes) -> bytes:
@@ -82,15 +73,14 @@ def _divided(*nodes: onnx.NodeProto) -> Change:
 def _with_node(node: bytes) -> Change:
     """Add a node as bytes, which no library may put in order before."""
 
-    def change(folder: Path) -> None:
-        model = onnx.load(folder / "text.int8.onnx")
+    def made(content: bytes) -> bytes:
+        model = onnx.load_from_string(content)
         _summed(model)
         graph = model.graph.SerializeToString() + _field(1, node)
         model.ClearField("graph")
-        content = model.SerializeToString() + _field(7, graph)
-        replace_in_bundle(folder, "text.int8.onnx", content)
+        return model.SerializeToString() + _field(7, graph)
 
-    return change
+    return _bytes(made)
 
 
 def _called_floats(model: onnx.ModelProto) -> None:

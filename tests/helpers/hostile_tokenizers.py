@@ -1,36 +1,13 @@
 """Descriptions of tokenizers with right hashes that no export writes."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
-from tests.helpers.toy_bundle import replace_in_bundle
+from tests.helpers.hostile_changes import Change, changed_json, changed_text
 
-Change: TypeAlias = Callable[[Path], None]
-"""Makes a sound bundle a hostile one."""
-
-
-def _tokenizer(change: Callable[[dict[str, Any]], None]) -> Change:
-    """Change the content of tokenizer.json."""
-
-    def changed(folder: Path) -> None:
-        content = json.loads((folder / "tokenizer.json").read_text())
-        change(content)
-        replace_in_bundle(folder, "tokenizer.json", json.dumps(content).encode())
-
-    return changed
-
-
-def _text(function: Callable[[str], str | bytes]) -> Change:
-    """Change the text of tokenizer.json."""
-
-    def changed(folder: Path) -> None:
-        text = function((folder / "tokenizer.json").read_text())
-        content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-        replace_in_bundle(folder, "tokenizer.json", content)
-
-    return changed
+_tokenizer = partial(changed_json, "tokenizer.json")
+_text = partial(changed_text, "tokenizer.json")
 
 
 def _model(**fields: Any) -> Change:

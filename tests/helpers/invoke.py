@@ -36,13 +36,7 @@ def run_rt_json(*arguments):
 
 
 def refusal(result, exit_code, code=None):
-    """Check that a command refused in one line; return what ``--json`` says of it, if given.
-
-    Args:
-        result: Of `run`.
-        exit_code: That of the error's class.
-        code: The error's; None for what Typer refuses, and for errors whose code no test names.
-    """
+    """Check that a command refused in one line; return what ``--json`` says of it, if given."""
     assert result.exit_code == exit_code, result.output
     assert "Traceback" not in result.stderr
     if not result.stdout:

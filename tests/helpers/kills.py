@@ -25,12 +25,13 @@ import pytest
 import torch
 
 from tests.helpers.command_line import run_program, start_program
+from tests.helpers.invoke import snapshot
 from tests.helpers.official_checkpoint import know_toy_base, save_official
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from tests.helpers.toy_clip import IMAGE_SIZE
 from tests.helpers.toy_graphs import export_exchanged, load_toy_graphs
 from tests.helpers.toy_run import toy_config
-from tests.helpers.trials import parse
+from tests.helpers.trials import parse, report
 from upperson_rt.bundle import Bundle, open_encoder
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
@@ -121,10 +122,10 @@ def kills_of_export(rng: np.random.Generator, trials: int) -> Iterator[str]:
     load_toy_graphs(Path())
     _patch.setattr("upperson_export.candidates.export_onnx", export_exchanged)
     export = Command(EXPORT, rng)
-    before = _files("bundle")
+    before = snapshot(Path("bundle"))
     for _ in range(trials):
         code, log = export.run(kill=True)
-        now = _files("bundle")
+        now = snapshot(Path("bundle"))
         yield from _problems(log)
         if now != before:
             try:
@@ -142,13 +143,13 @@ def kills_of_import(rng: np.random.Generator, trials: int) -> Iterator[str]:
     _prepare()
     save_official(Path("best.pth"))
     bring = Command(IMPORT, rng)
-    whole = _files("imported")
+    whole = snapshot(Path("imported"))
     for _ in range(trials):
         shutil.rmtree("imported", ignore_errors=True)
         code, log = bring.run(kill=True)
         yield from _problems(log)
         there = Path("imported").exists()
-        if there and _files("imported") != whole:
+        if there and snapshot(Path("imported")) != whole:
             yield "wrong: the imported run is another one"
         yield f"{_ended(code)}, {'the whole run' if there else 'nothing'}"
         if not there and bring.run()[0] != 0:
@@ -293,7 +294,7 @@ def _kept(folder: str) -> dict[str, bytes]:
     """Return the files in a folder without SQLite's log, which a reader may leave, empty."""
     return {
         name: content
-        for name, content in _files(folder).items()
+        for name, content in snapshot(Path(folder)).items()
         if not name.endswith("-shm") and not (name.endswith("-wal") and not content)
     }
 
@@ -321,11 +322,6 @@ def _read_until(poll: Callable[[], int | None], until: float) -> set[str]:
 def _prepare() -> None:
     toy_config(Path(), _patch)
     know_toy_base(_patch)
-
-
-def _files(folder: str) -> dict[str, bytes]:
-    files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def _problems(log: str) -> Iterator[str]:
@@ -366,19 +362,14 @@ def try_kills(kind: str, trials: int, seed: int) -> Counter[str]:
             _patch.undo()
 
 
-def report(kinds: Sequence[str], trials: int, seed: int) -> int:
+def run_trials(kinds: Sequence[str], trials: int, seed: int) -> int:
     """Run trials, print what came of them, and return 1 if anything was lost or wrong."""
-    failed = False
-    for kind in kinds:
-        for outcome, count in sorted(try_kills(kind, trials, seed).items()):
-            print(f"{kind}: {count:4d} {outcome}", flush=True)
-            failed |= outcome.startswith(BAD)
-    return int(failed)
+    return max([report(try_kills(kind, trials, seed), BAD, f"{kind}: ") for kind in kinds])
 
 
 def main() -> int:
     options = parse(__doc__, KINDS, trials=50, seed=0)
-    return report(options.kinds, options.trials, options.seed)
+    return run_trials(options.kinds, options.trials, options.seed)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def main() -> int:
             )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kills, "Command", CommandAtCalls)
-        return kills.report(options.kinds, options.trials, seed=0)
+        return kills.run_trials(options.kinds, options.trials, seed=0)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,6 @@ def licence_of(distribution: Distribution) -> str:
 
 
 def installed_licences(*folders: str) -> dict[str, str]:
-    """The licence of each package that is installed in these folders."""
     found = distributions(path=list(folders)) if folders else distributions()
     return {canonicalize_name(one.metadata["Name"]): licence_of(one) for one in found}
 
@@ -64,7 +63,6 @@ def fetched_licences(names: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the table."""
     rows, licences = expected_rows(), installed_licences()
     if absent := [name for name in rows if name not in licences]:
         licences |= fetched_licences(absent)

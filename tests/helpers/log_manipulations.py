@@ -7,14 +7,13 @@ real writer. Until the break is acknowledged the log must not verify, what was w
 be in some file as it was, and each later line must be there. Anything else counts as `BAD`.
 """
 
-import argparse
 import random
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.helpers.trials import parse, report
 from upperson_log.chain import head_of, verify_log
 from upperson_log.query_log import QueryLog
 from upperson_rt.errors import InputError
@@ -159,29 +158,18 @@ def _is_told(path: Path) -> bool:
         return True
 
 
-def main() -> None:
-    """Run trials and print how each kind ended."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    random_, ends = random.Random(arguments.seed), Counter[str]()
-    for number in range(arguments.trials):
+def main() -> int:
+    options = parse(__doc__, trials=500, seed=0)
+    random_, ends = random.Random(options.seed), Counter[str]()
+    for _ in range(options.trials):
         is_open = random_.random() < 0.5
         way = random_.choice([*WAYS, *(ONLY_OPEN if is_open else ())])
-        folder = Path(tempfile.mkdtemp())
-        try:
-            problem = problem_of(folder, way, is_open, random_)
-        finally:
-            shutil.rmtree(folder)
-        ends[
-            f"{way}, {'open' if is_open else 'closed'}: {(problem and 'BAD ' + problem) or 'ok'}"
-        ] += 1
-        if problem:
-            print(f"trial {number}: {way}, {'open' if is_open else 'closed'}: {problem}")
-    for name, count in sorted(ends.items()):
-        print(f"{count:5d}  {name}")
+        with tempfile.TemporaryDirectory() as folder:
+            problem = problem_of(Path(folder), way, is_open, random_)
+        said = f"BAD, {problem}" if problem else "ok"
+        ends[f"{said}: {way}, {'open' if is_open else 'closed'}"] += 1
+    return report(ends, ("BAD",))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -41,7 +41,6 @@ _SETTINGS = {
 
 
 def reason_to_skip() -> str | None:
-    """Say why the server cannot run here, or None."""
     if importlib.util.find_spec("milvus") is None:
         return "the package 'milvus' (a Milvus server for x86_64 Linux) is not installed"
     if shutil.which("unshare") is None:

@@ -6,7 +6,6 @@ What it checks and says is written after ONVIF's and OASIS' specifications, not 
 import base64
 import datetime
 import hashlib
-import http.server
 import re
 import socket
 import struct
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
-from tests.helpers.small_servers import served
+from tests.helpers.small_servers import HttpHandler, handled, is_allowed
 
 _ENVELOPE = (
     '<?xml version="1.0" encoding="UTF-8"?><env:Envelope '
@@ -73,9 +72,10 @@ class OnvifDevice:
         """Return status and body of an answer."""
         open_to_all = name in ("GetSystemDateAndTime", "GetServices", "GetCapabilities")
         if not open_to_all and self.login is not None:
-            if self.http_digest and not self._digest_is_right(headers):
-                return 401, ""
-            if not self.http_digest and not self._token_is_right(body):
+            if self.http_digest:
+                if not is_allowed(headers, "digest", "POST", self.login, "cam", "0a1b"):
+                    return 401, ""
+            elif not self._token_is_right(body):
                 return 400, _FAULT.format("NotAuthorized", "Sender not Authorized")
         version, prefix, before, behind = (
             ("ver20", "tr2", "<tr2:Configurations><tt:VideoEncoder>",
@@ -137,26 +137,14 @@ class OnvifDevice:
         fresh = abs(now - sent) < datetime.timedelta(minutes=2)
         return fresh and user == self.login[0] and digest == expected
 
-    def _digest_is_right(self, header: str) -> bool:
-        assert self.login is not None
-        fields = dict(re.findall(r'(\w+)="?([^",]*)"?', header.removeprefix("Digest ")))
-
-        def md5(text: str) -> str:
-            return hashlib.md5(text.encode()).hexdigest()
-
-        secret = md5(f"{self.login[0]}:cam:{self.login[1]}")
-        expected = md5(f"{secret}:0a1b:{md5('POST:' + fields.get('uri', ''))}")
-        return fields.get("response") == expected
-
 
 @contextmanager
 def onvif_device(**options: object) -> Iterator[OnvifDevice]:
-    """Run a device."""
     device = OnvifDevice(**options)  # type: ignore[arg-type]
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            content = self.rfile.read(int(self.headers["Content-Length"]))
+    class Handler(HttpHandler):
+        def do_POST(self) -> None:  # noqa: N802
+            content = self.body()
             device.received += bytes(self.headers) + content
             body = content.decode()
             asked = re.search(r"<s:Body><m:(\w+)", body)
@@ -166,21 +154,11 @@ def onvif_device(**options: object) -> Iterator[OnvifDevice]:
                 self.wfile.write(raw)
                 return
             status, text = device.reply(asked[1], body, self.headers.get("Authorization", ""))
-            answer = _ENVELOPE.format(text).encode() if text else b""
-            self.send_response(status)
-            if status == 401:
-                self.send_header("WWW-Authenticate", 'Digest realm="cam", nonce="0a1b"')
-                self.send_header("WWW-Authenticate", 'Basic realm="cam"')
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+            asks = ('Digest realm="cam", nonce="0a1b"', 'Basic realm="cam"')
+            fields = [("WWW-Authenticate", one) for one in asks if status == 401]
+            self.answer(status, _ENVELOPE.format(text).encode() if text else b"", *fields)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    with served(server) as device.port:
+    with handled(Handler) as device.port:
         yield device
 
 
@@ -198,11 +176,7 @@ MATCH = (
 
 @contextmanager
 def responder(answers: Callable[[str], list[bytes]]) -> Iterator[tuple[int, list[str]]]:
-    """Answer probes of WS-Discovery on the loopback interface by their ids.
-
-    Yields:
-        The port, and the ids of all probes so far.
-    """
+    """Answer probes of WS-Discovery by their ids; give the port, and the ids so far."""
     asked: list[str] = []
     group, here = "239.255.255.250", socket.inet_aton("127.0.0.1")
     with (

@@ -21,7 +21,6 @@ INSTALL = "pip install --no-deps --target .venv/ipycam ipycam"
 
 
 def reason_to_skip() -> str | None:
-    """Say why the simulator cannot run here, or None."""
     if not FOLDER.exists():
         return f"no ONVIF simulator: {INSTALL}"
     if subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode:
@@ -32,12 +31,7 @@ def reason_to_skip() -> str | None:
 def run_beside_simulator(
     arguments: Sequence[object], login: str = ""
 ) -> "subprocess.CompletedProcess[str]":
-    """Run ``upperson-rt`` where a simulated camera is the only other thing in the network.
-
-    Args:
-        arguments: Of the command.
-        login: ``user:password`` that the camera asks for.
-    """
+    """Run ``upperson-rt`` where a camera that asks for a login is all there is in the network."""
     folders = os.pathsep.join((environment()["PYTHONPATH"], str(FOLDER)))
     return subprocess.run(
         [*ISOLATED, sys.executable, "-m", __name__, login, *map(str, arguments)],

@@ -34,7 +34,6 @@ def save_openai_archive(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def save_scripted(module: nn.Module, path: Path) -> None:
-    """Write a TorchScript archive."""
     with warnings.catch_warnings():
         # torch has no successor that writes this format.
         warnings.filterwarnings("ignore", r".torch\.jit\.\w+. is ", DeprecationWarning)

@@ -61,18 +61,12 @@ def try_outage(folder: Path, outage_s: float) -> dict[str, float | None]:
         ended.set()
         server.close()
     return {
-        "away_s": away_s,
-        "accepted": accepted,
-        "waiting": waiting,
-        "rows": rows,
-        "lost": accepted - rows,
-        "rss_before": before,
-        "rss_during": during,
-    }
+        "away_s": away_s, "accepted": accepted, "waiting": waiting, "rows": rows,
+        "lost": accepted - rows, "rss_before": before, "rss_during": during,
+    }  # fmt: skip
 
 
 def main() -> int:
-    """Print the figures; return 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seconds", type=float)
     with tempfile.TemporaryDirectory() as folder:

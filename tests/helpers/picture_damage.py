@@ -8,12 +8,9 @@ against us.
 """
 
 import io
-import os
-import re
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.damage import damage, in_child
-from tests.helpers.trials import parse, print_tables
+from tests.helpers.trials import parse, tabulate
 from upperson_console.pictures import read_upload
+from upperson_machine.description import resident_bytes
 from upperson_rt.errors import UppersonError
 from upperson_rt.preprocess import capture_time, load_image, resize_image
 from upperson_rt.printable import escape_for_display
@@ -107,9 +105,8 @@ def damaged(content: bytes, kind: str, rng: np.random.Generator) -> bytes:
 
 def _read(path: Path) -> str:
     """Read a picture in every way; say how it ended."""
-    started: list[str] = []
-    _WATCHERS.append(started)
-    _reset_peak()
+    _STARTED.clear()
+    Path("/proc/self/clear_refs").write_text("5")  # Sets the peak back.
     before, began = _peak_bytes(), time.process_time()
     outcome = "a picture"
     try:
@@ -123,33 +120,25 @@ def _read(path: Path) -> str:
             return f"message: {error}"
     except Exception as error:
         return f"raw error: {error!r}"
-    finally:
-        _WATCHERS.clear()
     seconds, size = time.process_time() - began, _peak_bytes() - before
-    if started:
-        return f"program: {started}"
+    if _STARTED:
+        return f"program: {_STARTED}"
     if seconds > MOST_S:
         return f"slow: {seconds:.1f} s"
     return f"memory: {size >> 20} MiB" if size > MOST_BYTES else f"{outcome} {size} {seconds}"
 
 
-_WATCHERS: list[list[str]] = []
+_STARTED: list[str] = []
+"""Programs that were started while a picture was read."""
 
 
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
     if event in _STARTS:
-        for started in _WATCHERS:
-            started.append(f"{event} {arguments}")
-
-
-def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+        _STARTED.append(f"{event} {arguments}")
 
 
 def _peak_bytes() -> int:
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) << 10
+    return resident_bytes("VmHWM") or 0
 
 
 def trials(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str]]:
@@ -174,11 +163,10 @@ def trials(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> int:
-    """Run trials, print what came of them, and return 1 if any outcome is in `BAD`."""
     options = parse(__doc__, trials=5000, seed=0)
     sys.addaudithook(_watch)
-    tables: dict[str, Counter[str]] = defaultdict(Counter)
     largest, longest = 0, 0.0
+    results = []
     with tempfile.TemporaryDirectory() as name:
         for file, content in make_pictures().items():
             Path(name, file).write_bytes(content)
@@ -191,11 +179,9 @@ def main() -> int:
             else:
                 _, size, seconds = text.rsplit(" ", 2)
                 largest, longest = max(largest, int(size)), max(longest, float(seconds))
-            tables[os.path.splitext(file)[1]][outcome] += 1
-    print_tables(tables)
-    counts = sum(tables.values(), Counter[str]())
-    print(dict(counts), f"{largest >> 20} MiB and {longest:.1f} s of a processor at most")
-    return int(any(counts[bad] for bad in BAD))
+            results.append((Path(file).suffix, outcome))
+    print(f"{largest >> 20} MiB and {longest:.1f} s of a processor at most")
+    return tabulate(results, BAD)
 
 
 if __name__ == "__main__":

@@ -53,14 +53,7 @@ class Recording:
 
 
 def record(code: str, folder: Path, *arguments: object, library: Path) -> Recording:
-    """Run Python code in a process of its own, with the folder as its working folder.
-
-    Args:
-        code: The code; it must end without an error.
-        folder: What is in it is taken to be on disk.
-        arguments: For ``sys.argv``.
-        library: Of `build_disk_calls`.
-    """
+    """Run Python code in a folder, in its own process; what is there is taken to be on disk."""
     disk, recording = _Disk(folder), Recording()
     address = str(library.with_name(f"{os.getpid()}.socket"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -103,7 +96,6 @@ def build_disk_calls(folder: Path) -> Path:
 
 
 def write_files(files: Files, folder: Path) -> Path:
-    """Write a state into a new folder."""
     folder.mkdir()
     for name, content in sorted(files.items()):
         if name.endswith("/"):

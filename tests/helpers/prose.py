@@ -190,7 +190,6 @@ def help_texts() -> Iterator[tuple[str, str]]:
 
 
 def findings() -> Iterator[str]:
-    """Yield what is wrong, a line each."""
     for page in pages():
         for number, finding in measure((ROOT / page).read_text("utf-8"))[1]:
             yield f"{page}:{number}: {finding}"
@@ -206,7 +205,6 @@ def findings() -> Iterator[str]:
 
 
 def print_table() -> None:
-    """Print words, sentence lengths and findings of each page."""
     print(f"{'words':>7} {'mean':>5} {'long':>5} {'found':>5}")
     for page in pages():
         text = (ROOT / page).read_text("utf-8")

@@ -32,7 +32,6 @@ class RemoteGallery:
     def add(
         self, items: Sequence[Item], vectors: NDArray[np.float32], variant: str | None = None
     ) -> list[str]:
-        """Add items, or fail."""
         self._ask()
         replaced = self._gallery.add(items, vectors, variant)
         if self.loses_answer:
@@ -41,7 +40,6 @@ class RemoteGallery:
         return replaced
 
     def count(self, where: Any = None) -> int:
-        """Count items, or fail."""
         self._ask()
         return self._gallery.count(where)
 

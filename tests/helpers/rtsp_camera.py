@@ -25,7 +25,6 @@ _FRAMES_A_SECOND = 30
 
 
 def reason_to_skip() -> str | None:
-    """Say why the server cannot run here, or None."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import rtsp_camera; rtsp_camera.gst()"
     if shutil.which(_PYTHON) is None:
         return f"no {_PYTHON} to run GStreamer's RTSP server"
@@ -36,15 +35,7 @@ def reason_to_skip() -> str | None:
 
 
 class RtspCamera:
-    """A camera that can be started, killed, frozen and changed.
-
-    Args:
-        login: User name and password that it asks for.
-        transport: ``tcp``, ``udp`` or ``both``.
-        encoding: ``h264`` or ``jpeg``.
-        size: Of its pictures.
-        film: An MP4 of H.264 that each reader gets from its beginning, instead of a drawn picture.
-    """
+    """A camera that can be started, killed, frozen and changed; ``film`` is an MP4 of H.264."""
 
     def __init__(
         self,
@@ -64,7 +55,6 @@ class RtspCamera:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it listens."""
         self._process = subprocess.Popen(
             [_PYTHON, __file__, *self._arguments],
             stdin=subprocess.PIPE,
@@ -105,7 +95,6 @@ class RtspCamera:
 
 @contextmanager
 def rtsp_camera(**options: Any) -> Iterator[RtspCamera]:
-    """Run a camera."""
     camera = RtspCamera(**options)
     try:
         camera.start()

@@ -8,7 +8,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from tests.helpers.rtsp_camera import RtspCamera, reason_to_skip, rtsp_camera
 from upperson_camera.settings import CaptureRules
 from upperson_camera.source import parse_source
 from upperson_camera.stream import open_source
+from upperson_machine.description import resident_bytes
 
 SIZE = "1280x720"
 WARM_S = 10.0
@@ -43,13 +43,10 @@ def reached(condition: Callable[[], bool]) -> float:
 
 
 def resident_mib() -> float:
-    """Return the memory that this process has, the server's not included."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * 4096 / 2**20, 1)
+    return round((resident_bytes("VmRSS") or 0) / 2**20, 1)
 
 
 def steady(camera: RtspCamera, watched: Clocks, seconds: float) -> dict[str, float]:
-    """Watch a stream that nothing happens to."""
     wait_for(lambda: len(watched.clocks) > 0)
     sent, seen, used_s = int(camera.tell("sent")), len(watched.clocks), time.process_time()
     time.sleep(WARM_S)

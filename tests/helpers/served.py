@@ -13,8 +13,6 @@ from tests.helpers.command_line import start_program
 
 
 class Served(NamedTuple):
-    """A running console."""
-
     url: str
     process: "subprocess.Popen[str]"
     output: Path

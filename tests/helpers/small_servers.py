@@ -9,7 +9,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Literal
 
 USER, PASSWORD = "anna", "s:e/c ret"
@@ -18,28 +18,55 @@ REALM, NONCE = "cameras", "0a1b2c"
 Auth = Literal["none", "basic", "digest"]
 
 
-def is_allowed(header: str | None, auth: Auth, method: str) -> bool:
+def is_allowed(
+    header: str | None,
+    auth: Auth,
+    method: str,
+    login: tuple[str, str] = (USER, PASSWORD),
+    realm: str = REALM,
+    nonce: str = NONCE,
+) -> bool:
     """Return whether an Authorization header is the right one; by RFC 7617 and RFC 2617."""
-    if auth == "none":
-        return True
-    if header is None:
-        return False
+    user, password = login
+    if auth == "none" or header is None:
+        return auth == "none"
     if auth == "basic":
-        return header == "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        return header == "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
     fields = dict(re.findall(r'(\w+)="?([^",]*)"?', header.removeprefix("Digest ")))
 
     def md5(text: str) -> str:
         return hashlib.md5(text.encode()).hexdigest()
 
-    secret = md5(f"{USER}:{REALM}:{PASSWORD}")
-    expected = md5(f"{secret}:{NONCE}:{md5(method + ':' + fields.get('uri', ''))}")
-    return fields.get("username") == USER and fields.get("response") == expected
+    secret = md5(f"{user}:{realm}:{password}")
+    expected = md5(f"{secret}:{nonce}:{md5(method + ':' + fields.get('uri', ''))}")
+    return fields.get("username") == user and fields.get("response") == expected
 
 
 def challenge(auth: Auth) -> str:
     if auth == "basic":
         return f'Basic realm="{REALM}"'
     return f'Digest realm="{REALM}", nonce="{NONCE}"'
+
+
+class Threaded(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+class HttpHandler(http.server.BaseHTTPRequestHandler):
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def answer(self, status: int, content: bytes = b"", *fields: tuple[str, str]) -> None:
+        """Send an answer with these header fields and a length."""
+        self.send_response(status)
+        for name, value in (*fields, ("Content-Length", str(len(content)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @contextmanager
@@ -55,8 +82,15 @@ def served(server: socketserver.BaseServer) -> Iterator[int]:
         server.server_close()
 
 
-@contextmanager
-def rtsp_server(status: str = "200 OK", auth: Auth = "none", more: str = "") -> Iterator[int]:
+def handled(
+    handler: type[socketserver.BaseRequestHandler], host: str = "127.0.0.1"
+) -> AbstractContextManager[int]:
+    return served(Threaded((host, 0), handler))
+
+
+def rtsp_server(
+    status: str = "200 OK", auth: Auth = "none", more: str = ""
+) -> AbstractContextManager[int]:
     """Answer every request with a status, once the credentials are right; ``more`` is offered."""
 
     class Handler(socketserver.StreamRequestHandler):
@@ -73,39 +107,26 @@ def rtsp_server(status: str = "200 OK", auth: Auth = "none", more: str = "") -> 
                 number = headers.get("cseq", "1")
                 self.wfile.write(f"RTSP/1.0 {said}\r\nCSeq: {number}\r\n{asks}\r\n".encode())
 
-    with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
-        yield port
+    return handled(Handler)
 
 
-class _Threaded(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    block_on_close = False
-
-
-@contextmanager
-def http_server(status: int = 200, auth: Auth = "none", kind: str = "video/mp4") -> Iterator[int]:
+def http_server(
+    status: int = 200, auth: Auth = "none", kind: str = "video/mp4"
+) -> AbstractContextManager[int]:
     """Answer every request with a status and a few bytes, once the credentials are right."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(HttpHandler):
         def do_GET(self) -> None:
-            allowed = is_allowed(self.headers.get("Authorization"), auth, "GET")
-            self.send_response(status if allowed else 401)
-            if not allowed:
-                self.send_header("WWW-Authenticate", challenge(auth))
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", "4")
-            self.end_headers()
-            self.wfile.write(b"none")
+            fields = [("Content-Type", kind)]
+            if is_allowed(self.headers.get("Authorization"), auth, "GET"):
+                self.answer(status, b"none", *fields)
+            else:
+                self.answer(401, b"none", *fields, ("WWW-Authenticate", challenge(auth)))
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
-        yield port
+    return handled(Handler)
 
 
-@contextmanager
-def other_server(answer: bytes) -> Iterator[int]:
+def other_server(answer: bytes) -> AbstractContextManager[int]:
     """Answer every connection with the same bytes, and close it."""
 
     class Handler(socketserver.BaseRequestHandler):
@@ -120,8 +141,7 @@ def other_server(answer: bytes) -> Iterator[int]:
                 while self.request.recv(4096):
                     pass
 
-    with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
-        yield port
+    return handled(Handler)
 
 
 @contextmanager
@@ -143,7 +163,7 @@ def dripping_server(start: bytes) -> Iterator[tuple[int, threading.Event]]:
             except OSError:
                 cut.set()
 
-    with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
+    with handled(Handler) as port:
         yield port, cut
 
 

@@ -146,7 +146,6 @@ def _matched(
 
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return intersection over union."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     shared = max(0, width) * max(0, height)
@@ -155,7 +154,6 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def main() -> None:
-    """Make a film, watch it and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--detector", default="hog")

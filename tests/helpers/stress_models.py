@@ -5,33 +5,26 @@ Each function returns a changed copy of a model that computes the same in float3
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from upperson.model.encoder import UPPerson
 
-Model = TypeVar("Model", bound=UPPerson)
-
 
 @torch.no_grad()
 def with_loud_channels(
-    model: Model,
-    *,
-    largest: float = 64.0,
-    channels: int = 3,
-    blocks: Iterable[int] | None = None,
-    seed: int = 0,
-) -> Model:
-    """Multiply a few channels of the inputs of qkv and fc1, and divide the weights that read them.
+    model: UPPerson, *, largest: float = 64.0, blocks: Iterable[int] | None = None
+) -> UPPerson:
+    """Multiply three channels of the inputs of qkv and fc1, and divide the weights that read them.
 
     Factors are from ``largest / 8`` to ``largest``; float32 computes the same.
     """
     loud = deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for tower in (loud.image, loud.text):
         for index in range(len(tower.blocks)) if blocks is None else blocks:
             block: Any = tower.blocks[index]
@@ -43,9 +36,9 @@ def with_loud_channels(
                 (block.ln_1, block.adapter_attn, readers_of_attention),
                 (block.ln_2, block.adapter_mlp, [block.mlp.c_fc.weight]),
             ):
-                chosen = torch.randperm(width, generator=generator)[:channels]
                 factor = torch.ones(width)
-                factor[chosen] = torch.logspace(0, -3, channels, base=2.0) * largest
+                chosen = torch.randperm(width, generator=generator)[:3]
+                factor[chosen] = torch.logspace(0, -3, 3, base=2.0) * largest
                 norm.weight.mul_(factor)
                 norm.bias.mul_(factor)
                 if adapter is not None:
@@ -58,28 +51,27 @@ def with_loud_channels(
 
 @torch.no_grad()
 def with_stream_outlier(
-    model: Model, images: Tensor, input_ids: Tensor, *, block: int = 0, magnitude: float = 1000.0
-) -> Model:
+    model: UPPerson, images: Tensor, input_ids: Tensor, *, magnitude: float
+) -> UPPerson:
     """Carry a constant of a large magnitude in one channel of the residual stream.
 
-    It starts at the MLP of a block and reaches every later norm and L-Adapter. Their weights are
-    changed so that the model computes nearly the same: a norm now divides by a deviation that the
-    outlier rules, so differences of deviation between tokens are lost.
+    It starts at the MLP of the first block and reaches every later norm and L-Adapter, whose
+    weights are changed so that the model computes nearly the same: a norm now divides by a
+    deviation that the outlier rules, so differences of deviation between tokens are lost.
     """
     changed = deepcopy(model)
     for tower, last_norm, inputs in (
         (changed.image, changed.image.ln_post, images),
         (changed.text, changed.text.ln_final, input_ids),
     ):
-        later: list[Any] = list(tower.blocks)[block + 1 :]
+        start, *later = cast(list[Any], list(tower.blocks))
         norms = [norm for item in later for norm in (item.ln_1, item.ln_2)] + [last_norm]
         encode = changed.encode_image if tower is changed.image else changed.encode_text
-        deviations = _deviations(norms, lambda encode=encode, inputs=inputs: encode(inputs))
+        deviations = _deviations(norms, encode, inputs)
         width = len(last_norm.weight)
         channel = width // 3
         outlier = torch.zeros(width)
         outlier[channel] = magnitude
-        start: Any = tower.blocks[block]
         start.mlp.c_proj.bias.add_(outlier)
         for norm, deviation in zip(norms, deviations, strict=True):
             new_deviation = (deviation**2 + outlier.var(unbiased=False)) ** 0.5
@@ -93,7 +85,7 @@ def with_stream_outlier(
 
 
 @torch.no_grad()
-def with_prefix_scale(model: Model, scale: float = 100.0) -> Model:
+def with_prefix_scale(model: UPPerson, scale: float = 100.0) -> UPPerson:
     """Set S of every prefix, as the last state of the official training has it."""
     scaled = deepcopy(model)
     for tower in (scaled.image, scaled.text):
@@ -104,18 +96,16 @@ def with_prefix_scale(model: Model, scale: float = 100.0) -> Model:
     return scaled
 
 
-def _deviations(norms: list[nn.Module], run: Any) -> list[Tensor]:
-    """Return the mean standard deviation over channels of what enters each norm."""
-    found: dict[int, Tensor] = {}
+def _deviations(
+    norms: list[nn.Module], encode: Callable[[Tensor], Tensor], inputs: Tensor
+) -> list[Tensor]:
+    found: dict[nn.Module, Tensor] = {}
 
-    def keep(index: int, x: Tensor) -> None:
-        found[index] = x.std(dim=-1, unbiased=False).mean()
+    def keep(norm: nn.Module, entering: tuple[Tensor]) -> None:
+        found[norm] = entering[0].std(dim=-1, unbiased=False).mean()
 
-    handles = [
-        norm.register_forward_pre_hook(lambda _, inputs, index=index: keep(index, inputs[0]))
-        for index, norm in enumerate(norms)
-    ]
-    run()
+    handles = [norm.register_forward_pre_hook(keep) for norm in norms]
+    encode(inputs)
     for handle in handles:
         handle.remove()
-    return [found[index] for index in range(len(norms))]
+    return [found[norm] for norm in norms]

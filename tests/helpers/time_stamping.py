@@ -1,7 +1,6 @@
 """A time-stamp authority (RFC 3161) on 127.0.0.1; openssl makes its stamps."""
 
 import datetime
-import http.server
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,12 +14,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from tests.helpers.signing_keys import write_keys
-from tests.helpers.small_servers import served
+from tests.helpers.small_servers import HttpHandler, handled
 
 SETTINGS = """[tsa]
 default_tsa = stamps
 [stamps]
-serial = {folder}/serial
+serial = serial
 signer_digest = sha256
 default_policy = 1.2.3.4
 digests = sha256, sha512
@@ -56,18 +55,17 @@ def make_authority(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _certificate(folder, "root", "root", 10)
     _certificate(folder, "tsa", "root", 5)
-    (folder / "ts.cnf").write_text(SETTINGS.format(folder=folder))
+    (folder / "ts.cnf").write_text(SETTINGS)
     (folder / "serial").write_text("01")
     return folder
 
 
 def stamp(folder: Path, request: bytes) -> bytes:
-    """Return an authority's answer to a request."""
     (folder / "request").write_bytes(request)
-    command = ["openssl", "ts", "-reply", "-config", folder / "ts.cnf", "-queryfile",
-               folder / "request", "-signer", folder / "tsa.cert.pem", "-inkey",
-               folder / "tsa.pem"]  # fmt: skip
-    return subprocess.run(command, capture_output=True, check=True).stdout
+    command = (
+        "openssl ts -reply -config ts.cnf -queryfile request -signer tsa.cert.pem -inkey tsa.pem"
+    )
+    return subprocess.run(command.split(), cwd=folder, capture_output=True, check=True).stdout
 
 
 @contextmanager
@@ -75,18 +73,11 @@ def time_stamping(folder: Path) -> Iterator[tuple[str, list[bytes]]]:
     """Serve an authority; give its address, and the requests that it gets."""
     requests: list[bytes] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            requests.append(self.rfile.read(int(self.headers["Content-Length"])))
-            answer = stamp(folder, requests[-1])
-            self.send_response(200)
-            self.send_header("Content-Type", "application/timestamp-reply")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    class Handler(HttpHandler):
+        def do_POST(self) -> None:  # noqa: N802
+            requests.append(self.body())
+            kind = ("Content-Type", "application/timestamp-reply")
+            self.answer(200, stamp(folder, requests[-1]), kind)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with served(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
+    with handled(Handler) as port:
         yield f"http://127.0.0.1:{port}/tsr", requests

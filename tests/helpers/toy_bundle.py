@@ -41,15 +41,12 @@ from upperson_rt.towers import TOWERS, run_tower
 HEIGHT_PX, WIDTH_PX, EMBED_DIM, CONTEXT_LENGTH = 24, 8, 16, 12
 GRID = (4, 2)
 COLOURS = {
-    "red": (200, 30, 40),
-    "green": (40, 160, 60),
-    "blue": (40, 70, 200),
-    "yellow": (230, 200, 40),
-    "white": (240, 240, 240),
-    "black": (20, 20, 25),
-}
+    "red": (200, 30, 40), "green": (40, 160, 60), "blue": (40, 70, 200),
+    "yellow": (230, 200, 40), "white": (240, 240, 240), "black": (20, 20, 25),
+}  # fmt: skip
 WORDS = ["a", "an", "and", "in", "coat", "man", "woman", "with", "the", "person", "&"]
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"
+CREATED = "2026-11-24T12:00:00+00:00"
 
 
 def make_toy_tokenizer_json(context_length: int | None = None) -> str:
@@ -62,8 +59,7 @@ def make_toy_tokenizer_json(context_length: int | None = None) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens([SOT, EOT])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{SOT} $A {EOT}",
-        special_tokens=[(SOT, vocabulary[SOT]), (EOT, vocabulary[EOT])],
+        single=f"{SOT} $A {EOT}", special_tokens=[(SOT, vocabulary[SOT]), (EOT, vocabulary[EOT])]
     )
     if context_length is not None:
         tokenizer.enable_truncation(context_length)
@@ -99,37 +95,25 @@ def make_toy_bundle(folder: Path, seed: int = 0) -> Path:
             backend = open_backend(files[tower], "onnxruntime", threads=1)
             canaries[f"{tower}_embeds.{variant}"] = run_tower(backend, tower, canaries[inputs])
         variants[variant] = VariantEntry(
-            precision=variant,
-            image=file_entry(files["image"]),
-            text=file_entry(files["text"]),
-            canary_min_cosine=0.9999,
-            metrics={"R@1": 73.5, "mAP": 66.0},
+            precision=variant, image=file_entry(files["image"]), text=file_entry(files["text"]),
+            canary_min_cosine=0.9999, metrics={"R@1": 73.5, "mAP": 66.0},
             calibration={"images": 512} if variant == "int8" else None,
-        )
+        )  # fmt: skip
     np.savez(folder / "canaries.npz", **canaries)  # type: ignore[arg-type]
 
+    base, adapter = (hashlib.sha256(one.tobytes()).hexdigest() for one in (projection, words))
     model_section = ModelSection(
-        name="toy",
-        base="toy-base",
-        base_sha256=hashlib.sha256(projection.tobytes()).hexdigest(),
-        adapter_sha256=hashlib.sha256(words.tobytes()).hexdigest(),
-        embed_dim=EMBED_DIM,
+        name="toy", base="toy-base", base_sha256=base, adapter_sha256=adapter, embed_dim=EMBED_DIM
     )
     image = ImageSection(height_px=HEIGHT_PX, width_px=WIDTH_PX, resize="bilinear-antialias")
     text = TextSection(
         context_length=CONTEXT_LENGTH, tokenizer=file_entry(folder / "tokenizer.json")
     )
     manifest = Manifest(
-        created="2026-11-24T12:00:00+00:00",
-        generator="tests",
-        model=model_section,
-        image=image,
-        text=text,
-        variants=variants,
-        default_variant="int8",
-        canaries=file_entry(folder / "canaries.npz"),
+        created=CREATED, generator="tests", model=model_section, image=image, text=text,
+        variants=variants, default_variant="int8", canaries=file_entry(folder / "canaries.npz"),
         fingerprint=space_fingerprint(model_section, image, text),
-    )
+    )  # fmt: skip
     (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
     return folder
 
@@ -143,19 +127,13 @@ def calibrate_toy_bundle(bundle: Path, **changes: Any) -> ScoreCalibration:
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     curve = Curve(slope=8.0, middle=1.15)
     fields: dict[str, Any] = {
-        "fingerprint": manifest["fingerprint"],
-        "created": "2026-11-24T12:00:00+00:00",
-        "generator": "tests",
-        "version": 1,
-        "fitted_on": {"source": "toy"},
-        "held_out": {},
+        "fingerprint": manifest["fingerprint"], "created": CREATED, "generator": "tests",
+        "version": 1, "fitted_on": {"source": "toy"}, "held_out": {}, "nobody_below": 0.05,
         "background": Background(middle=0.6, spread=1 / 12),
-        "picture": _first_feature_of(12),
-        "answer": _first_feature_of(14),
+        "picture": _first_feature_of(12), "answer": _first_feature_of(14),
         "curves": {"sentence": curve, "picture": curve},
-        "nobody_below": 0.05,
         "reference": Reference(mean=(0.0,) * EMBED_DIM, axes=((0.01,) * EMBED_DIM,), threshold=1.0),
-    }
+    }  # fmt: skip
     calibration = ScoreCalibration(**(fields | changes))
     write_score_calibration(bundle / SCORES_FILE, calibration)
     manifest["scores"] = vars(file_entry(bundle / SCORES_FILE))
@@ -169,7 +147,6 @@ def _first_feature_of(count: int) -> Logistic:
 
 
 def file_entry(path: Path) -> FileEntry:
-    """Describe a file that lies directly in the bundle."""
     content = path.read_bytes()
     return FileEntry(
         file=path.name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content)

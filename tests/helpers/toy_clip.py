@@ -57,7 +57,6 @@ def disturb(model: UPPerson) -> None:
 
 
 def toy_pixels(count: int, seed: int = 1) -> Tensor:
-    """Return uint8 RGB [count, H, W, 3]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, *IMAGE_SIZE, 3), dtype=torch.uint8, generator=generator)
 

@@ -68,10 +68,7 @@ def toy_graph(kind: Tower) -> TowerGraph:
 
 
 def export_exchanged(tower: PlainTower, kind: Tower, path: Path, *, example: Any) -> TowerGraph:
-    """Do what `export_onnx` does for a tower that differs from the toy's in weights alone.
-
-    An export takes seconds; that exchanging the weights gives the same file is a test of its own.
-    """
+    """Do as `export_onnx` for a tower that differs from the toy's in weights alone, at once."""
     graph = write_with_weights(toy_graph(kind), tower, path)
     assert graph is not None
     return graph
@@ -106,7 +103,6 @@ def run_graph(graph: Graph, *inputs: Array, outputs: Iterable[str] = ()) -> list
 
 
 def amax_of(graph: TowerGraph, inputs: Array) -> dict[str, float]:
-    """Return the largest absolute value of what enters each block Linear."""
     names = list(dict.fromkeys(linear.activation for linear in graph.linears))
     watched = graph.load()
     values = ir.convenience.create_value_mapping(watched.graph)
@@ -116,10 +112,8 @@ def amax_of(graph: TowerGraph, inputs: Array) -> dict[str, float]:
 
 
 def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Return the node that computes each tensor."""
     return {name: node for node in model.graph.node for name in node.output}
 
 
 def min_cosine(a: Array, b: Array) -> float:
-    """Return the smallest cosine of two sets of rows [N, E]."""
     return compare_embeds(a, b).min_cosine

@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 from safetensors.torch import save_file
 
+from tests.helpers.official_checkpoint import know_toy_base
 from tests.helpers.toy_bases import PARTS, write_base
-from tests.helpers.toy_clip import IMAGE_SIZE, TOY, disturb, toy_clip
+from tests.helpers.toy_clip import IMAGE_SIZE, disturb, toy_clip
 from upperson import run_writer
 from upperson.config import TrainConfig
 from upperson.model.base import load_base
@@ -26,6 +26,7 @@ from upperson_synthetic import SyntheticSpec, write_dataset
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="toy_run.")
 _WEIGHTS, _PEOPLE = "toy.safetensors", "people"
+know_toy = know_toy_base
 
 
 class Recorder(Observer):
@@ -67,14 +68,6 @@ class StoppedError(Exception):
     """What a `Recorder` stops a run with."""
 
 
-def know_toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make open_clip know the toy's architecture under the name ``toy``."""
-    known = open_clip.get_model_config
-    monkeypatch.setattr(
-        open_clip, "get_model_config", lambda name: TOY if name == "toy" else known(name)
-    )
-
-
 @cache
 def _made() -> Path:
     """Write base and people once a process, for all runs to copy: that takes half a second."""
@@ -86,10 +79,7 @@ def _made() -> Path:
 
 
 def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> TrainConfig:
-    """Write a toy base and people into a folder and return a run's configuration over them.
-
-    Runs draw no curves: half of a toy run's time.
-    """
+    """Write a toy base and people into a folder; return the configuration of a run over them."""
     know_toy(monkeypatch)
     monkeypatch.setattr(run_writer, "draw_curves", lambda rows: b"not drawn")
     if not (folder / _WEIGHTS).exists():
@@ -111,18 +101,14 @@ def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
 
 
 def write_toy_run(folder: Path, root: Path) -> Path:
-    """Write an untrained run that any process can load, over a base in a file, beside that base.
-
-    Every trained tensor has a value that matters.
-    """
+    """Write an untrained run that any process can load, beside its base in a file."""
     base_file, weights = write_base(folder / "base", "clip")
     base = load_base(str(base_file), str(weights), IMAGE_SIZE)
     model = UPPerson(base.clip, PARTS, IMAGE_SIZE, base.statistics)
     disturb(model)
-    height_px, width_px = IMAGE_SIZE
     config = TrainConfig(
-        root=str(root), base=str(base_file), pretrained=str(weights), height_px=height_px,
-        width_px=width_px, model=PARTS,
+        root=str(root), base=str(base_file), pretrained=str(weights),
+        height_px=IMAGE_SIZE[0], width_px=IMAGE_SIZE[1], model=PARTS,
     )  # fmt: skip
     run = folder / "run"
     run.mkdir()

@@ -1,8 +1,8 @@
 """What trial runners share: options that are whole numbers, and tables of outcomes."""
 
 import argparse
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 
 
 def parse(
@@ -17,6 +17,20 @@ def parse(
     return parser.parse_args()
 
 
-def print_tables(tables: Mapping[str, Counter[str]]) -> None:
-    for name, counts in tables.items():
-        print(f"{name:40}", dict(counts))
+def report(outcomes: Mapping[str, int], bad: tuple[str, ...], start: str = "") -> int:
+    """Print how often each outcome came up; return 1 if one of them begins as bad ones do."""
+    for outcome, count in sorted(outcomes.items()):
+        print(f"{start}{count:6d} {outcome}", flush=True)
+    return int(any(outcome.startswith(bad) for outcome in outcomes))
+
+
+def tabulate(results: Iterable[tuple[str, str]], bad: Collection[str]) -> int:
+    """Print how often each outcome of each kind came up; return 1 if one of them is bad."""
+    tables: dict[str, Counter[str]] = defaultdict(Counter)
+    for kind, outcome in results:
+        tables[kind][outcome] += 1
+    for kind, counts in tables.items():
+        print(f"{kind:40}", dict(counts))
+    total = sum(tables.values(), Counter[str]())
+    print(f"{total.total()} in all", dict(total))
+    return int(any(total[one] for one in bad))

@@ -31,7 +31,6 @@ class _Comparison(ctypes.Structure):
 
 
 def reason_to_skip() -> str | None:
-    """Say why filters cannot be installed here, or None."""
     if sys.platform != "linux":
         return "seccomp is of Linux"
     if ctypes.util.find_library("seccomp") is None:
@@ -103,7 +102,6 @@ def under(unit: Path) -> list[str]:
 
 
 def main(unit: str, *command: str) -> None:
-    """Install the filters, and become the program."""
     install(Path(unit))
     os.execvp(command[0], command)
 

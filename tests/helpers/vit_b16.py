@@ -22,7 +22,7 @@ from upperson_export.plain import (
     Projection,
 )
 from upperson_export.variants import VariantName
-from upperson_rt.towers import TOWERS, Tower
+from upperson_rt.towers import Tower
 from upperson_tensorrt.builder import InputProfile
 
 VOCABULARY = 512
@@ -46,22 +46,17 @@ def linear(inputs: int, outputs: int) -> Linear:
     return Linear(random(inputs, outputs), random(outputs))
 
 
+def adapter(width: int) -> Adapter:
+    return Adapter(linear(width, width // 8), linear(width // 8, width))
+
+
 def vit_block(width: int, heads: int, packed: bool) -> PlainBlock:
-    return PlainBlock(
-        nn.LayerNorm(width),
-        Adapter(linear(width, width // 8), linear(width // 8, width)),
-        Attention(
-            linear(width, width),
-            linear(width, 2 * width),
-            linear(width, width),
-            (random(PREFIX, width), random(PREFIX, width)),
-            heads,
-            packed=packed,
-        ),
-        nn.LayerNorm(width),
-        Adapter(linear(width, width // 8), linear(width // 8, width)),
-        Mlp(linear(width, 4 * width), linear(4 * width, width), "quick_gelu"),
-    )
+    projections = linear(width, width), linear(width, 2 * width), linear(width, width)
+    prefix = random(PREFIX, width), random(PREFIX, width)
+    attention = Attention(*projections, prefix, heads, packed=packed)
+    mlp = Mlp(linear(width, 4 * width), linear(4 * width, width), "quick_gelu")
+    norms = nn.LayerNorm(width), nn.LayerNorm(width)
+    return PlainBlock(norms[0], adapter(width), attention, norms[1], adapter(width), mlp)
 
 
 def vit_blocks(layers: int, width: int, heads: int) -> list[PlainBlock]:
@@ -94,19 +89,15 @@ def vit_b16(kind: Tower, layers: int) -> PlainTower:
 
 
 def export_vit_b16(folder: Path, layers: int) -> dict[Tower, TowerGraph]:
-    """Write both float32 graphs."""
-    examples = {
+    examples: dict[Tower, Tensor] = {
         "image": torch.zeros(3, 384, 128, 3, dtype=torch.uint8),
         "text": torch.ones(3, 20, dtype=torch.int32),
     }
     return {
-        kind: export_onnx(
-            vit_b16(kind, layers), kind, folder / f"{kind}.onnx", example=examples[kind]
-        )
-        for kind in TOWERS
+        kind: export_onnx(vit_b16(kind, layers), kind, folder / f"{kind}.onnx", example=example)
+        for kind, example in examples.items()
     }
 
 
 def vit_b16_variant(graph: TowerGraph, variant: VariantName) -> ir.Model:
-    """Make a variant with any ranges."""
     return build_variant(graph, variant, {linear.activation: 8.0 for linear in graph.linears})

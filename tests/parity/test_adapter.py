@@ -29,7 +29,7 @@ from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_adapter import apply
 from upperson_adapter.apply import apply_adapter, restore_base
-from upperson_adapter.package import AdapterFile, pack_tensors
+from upperson_adapter.package import AdapterFile, pack_tensors, read_tensors
 from upperson_adapter.weights import fold_trained
 from upperson_calibration.samples import CalibrationSet
 from upperson_export import candidates
@@ -75,18 +75,16 @@ def export(model, kind, adapter, output, traced, **options):
         )  # fmt: skip
 
 
-def exported(kind, folder, traces):
+def exported(kind, folder, traces, base_variants, variants):
     """Fill a folder with ``base``, ``home``, the exported bundle, and ``site.adapter``."""
     write_keys(folder, "key", ec.generate_private_key(ec.SECP256R1()))
     traced = once_in(traces)
-    export(
-        model_of(kind, PLAIN_CLIP), kind, NO_ADAPTER, folder / "base", traced, variants=("int8",)
-    )
+    plain, model = model_of(kind, PLAIN_CLIP), model_of(kind, PARTS)
+    export(plain, kind, NO_ADAPTER, folder / "base", traced, variants=base_variants)
     onto = AdapterBase.open(folder / "base")
-    model = model_of(kind, PARTS)
     export(
         model, kind, "1" * 64, folder / "home", traced,
-        variants=ALL, onto=onto, sign=folder / "key.pem",
+        variants=variants, onto=onto, sign=folder / "key.pem",
     )  # fmt: skip
     write_adapter(folder / "home", onto, model, "float16", folder / "site.adapter")
 
@@ -98,7 +96,7 @@ def of_clip(shared_folder):
     with FileLock(f"{folder}.lock"):
         if not (folder / "site.adapter").exists():
             folder.mkdir(exist_ok=True)
-            exported("clip", folder, shared_folder / "traces")
+            exported("clip", folder, shared_folder / "traces", ("int8",), ALL)
     return folder
 
 
@@ -126,20 +124,29 @@ def test_so_is_that_of_pe_core_with_rotary_embeddings_and_attention_pooling(
     shared_folder, tmp_path, monkeypatch
 ):
     know_toy_towers(monkeypatch)
-    exported("pecore", tmp_path, shared_folder / "traces")
+    exported("pecore", tmp_path, shared_folder / "traces", (), ("int8-fp16",))
     apply_adapter(tmp_path / "site.adapter", tmp_path / "base", tmp_path / "bundle")
     assert snapshot(tmp_path / "bundle") == snapshot(tmp_path / "home")
 
 
-def test_command_lines_apply_describe_and_remove(site):
-    applied = run_rt_json("apply", "site.adapter", "-b", "base", "-o", "bundle")
+def test_command_lines_apply_describe_and_remove(site, monkeypatch):
+    into = ("-b", "base", "-o", "bundle", "--json")
+    refusal(run_rt("apply", *into), 2, "adapter_missing")
+    refusal(run_rt("apply", "site.adapter", "--remove", *into), 2, "adapter_and_remove")
+    refusal(run_rt("apply", "gone.adapter", *into), 3, "no_adapter")
+    monkeypatch.setenv("UPPERSON_TRUST", "")
+    assert run_rt("apply", "site.adapter", *into).exit_code == 2
+    monkeypatch.setenv("UPPERSON_TRUST", "key.pub")
+    applied = run_rt_json("apply", "site.adapter", *into[:-1])
+    refusal(run_rt("apply", "--remove", *into), 6, "not_signed")
+    monkeypatch.delenv("UPPERSON_TRUST")
     assert (applied["name"], set(applied["variants"])) == ("site", {"fp32", *ALL})
     assert applied == run_rt_json("info", "-b", "bundle")
     assert applied["signed_by"] is not None
     assert applied["adapter_sha256"] == "1" * 64
     shown = run_rt("info", "-b", "bundle").stdout.splitlines()
     assert [line.split()[:2] for line in shown[1:3]] == [["site", "site"], ["base", "clip,"]]
-    removed = run_rt_json("apply", "--remove", "-b", "base", "-o", "bundle")
+    removed = run_rt_json("apply", "--remove", *into[:-1])
     assert (removed["adapter_sha256"], removed["signed_by"]) == (None, None)
 
 
@@ -157,33 +164,42 @@ def test_the_adapter_is_small_and_holds_what_was_trained(site):
 # --- What is refused: the bundle that is there stays
 
 
-def rewritten(path, **entries):
-    """Replace entries of an adapter file; None takes one away."""
-    with zipfile.ZipFile(path) as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
-    content |= entries
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in content.items():
-            if data is not None:
-                archive.writestr(name, data)
+TRAINED = "trained.safetensors"
 
 
-def with_manifest(path, change):
-    with zipfile.ZipFile(path) as archive:
-        content = json.loads(archive.read("adapter.json"))
-    change(content)
-    rewritten(path, **{"adapter.json": json.dumps(content)})
+def entry(name, content):
+    """Replace an entry of an adapter file, by what a function makes of it; None takes it away."""
+
+    def change(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = {one: archive.read(one) for one in archive.namelist()}
+        entries[name] = content(entries[name]) if callable(content) else content
+        with zipfile.ZipFile(path, "w") as archive:
+            for one, data in entries.items():
+                if data is not None:
+                    archive.writestr(one, data)
+
+    return change
 
 
-def changed_tensor(path, change):
-    with AdapterFile(path) as file:
-        tensors = {
-            f"{tower}.{name}": value.copy()
-            for tower in ("image", "text")
-            for name, value in file.trained(tower).items()
-        }
-    change(tensors["image.blocks.0.lora.key.up"])
-    rewritten(path, **{"trained.safetensors": pack_tensors(tensors)})
+def manifest(change):
+    def changed(data):
+        content = json.loads(data)
+        change(content)
+        return json.dumps(content)
+
+    return entry("adapter.json", changed)
+
+
+def tensor(number):
+    """Give a trained tensor another first number."""
+
+    def changed(data):
+        tensors = {name: value.copy() for name, value in read_tensors(data).items()}
+        tensors["image.blocks.0.lora.key.up"][0, 0] = number
+        return pack_tensors(tensors)
+
+    return entry(TRAINED, changed)
 
 
 def overlapping():
@@ -192,14 +208,6 @@ def overlapping():
     header = json.loads(data[8:start])
     text = json.dumps(header | {"image.b": header["image.a"]}).encode()
     return len(text).to_bytes(8, "little") + text + data[start:]
-
-
-def to_nan(value):
-    value[0, 0] = np.nan
-
-
-def to_another(value):
-    value[0, 0] += 1
 
 
 def parts_of(content):
@@ -211,34 +219,30 @@ FILES = {
         lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"PK\5\6" + bytes(18)),
-        lambda path: rewritten(path, **{"trained.safetensors": None}),
-        lambda path: rewritten(path, **{"trained.safetensors": b"\xff" * 40}),
-        lambda path: rewritten(path, **{"graphs/image.int8.onnx": None}),
-        lambda path: with_manifest(path, lambda content: content.pop("base")),
-        lambda path: with_manifest(path, lambda c: parts_of(c).insert(0, parts_of(c)[0])),
-        lambda path: rewritten(path, **{"adapter.json": b"[" * 9_000_000}),
-        lambda path: rewritten(path, **{"files/canaries.npz": b"other"}),
-        lambda path: rewritten(path, **{"files/.git/config": b"[core]"}),
-        lambda path: rewritten(path, **{"trained.safetensors": (1 << 40).to_bytes(8, "little")}),
-        lambda path: rewritten(path, **{"trained.safetensors": bytes([2, *bytes(7)]) + b"[]"}),
-        lambda path: rewritten(path, **{"trained.safetensors": overlapping()}),
+        entry(TRAINED, None),
+        entry(TRAINED, b"\xff" * 40),
+        entry(TRAINED, (1 << 40).to_bytes(8, "little")),
+        entry(TRAINED, bytes([2, *bytes(7)]) + b"[]"),
+        entry(TRAINED, overlapping()),
+        entry("graphs/image.int8.onnx", None),
+        entry("adapter.json", b"[" * 9_000_000),
+        entry("files/canaries.npz", b"other"),
+        entry("files/.git/config", b"[core]"),
+        manifest(lambda content: content.pop("base")),
+        manifest(lambda content: parts_of(content).insert(0, parts_of(content)[0])),
     ),
-    "weight_not_finite": (lambda path: changed_tensor(path, to_nan),),
+    "weight_not_finite": (tensor(np.nan),),
     "graph_differs": (
-        lambda path: changed_tensor(path, to_another),
-        lambda path: rewritten(path, **{"graphs/image.fp32.onnx": b"other"}),
-        lambda path: with_manifest(path, lambda c: parts_of(c).pop(len(parts_of(c)) // 2)),
+        tensor(9),
+        entry("graphs/image.fp32.onnx", b"other"),
+        manifest(lambda content: parts_of(content).pop(len(parts_of(content)) // 2)),
     ),
     "weight_unfit": (
-        lambda path: with_manifest(
-            path, lambda c: c["towers"]["text"]["frozen"]["embedding"].update(offset=1 << 40)
-        ),
-        lambda path: rewritten(path, **{"trained.safetensors": pack_tensors({})}),
+        manifest(lambda c: c["towers"]["text"]["frozen"]["embedding"].update(offset=1 << 40)),
+        entry(TRAINED, pack_tensors({})),
     ),
-    "path_outside": (
-        lambda path: with_manifest(path, lambda c: c["copied"].append("../tokenizer.json")),
-    ),
-    "version_unknown": (lambda path: with_manifest(path, lambda c: c.update(schema_version=2)),),
+    "path_outside": (manifest(lambda content: content["copied"].append("../tokenizer.json")),),
+    "version_unknown": (manifest(lambda content: content.update(schema_version=2)),),
 }
 
 
@@ -288,26 +292,14 @@ def test_a_signature_is_asked_for_and_checked(site):
     write_keys(site, "other", ec.generate_private_key(ec.SECP256R1()))
     with refused("signature_wrong", IntegrityError):
         apply_adapter("site.adapter", "base", "bundle", trust="other.pub")
-    rewritten(site / "site.adapter", **{"files/README.md": b"other"})
+    entry("files/README.md", b"other")(site / "site.adapter")
     with refused("file_changed", IntegrityError):
         apply_adapter("site.adapter", "base", "bundle", trust="key.pub")
-    rewritten(site / "site.adapter", **{"files/model.sig": None})
+    entry("files/model.sig", None)(site / "site.adapter")
     with refused("adapter_unsigned", IntegrityError):
         apply_adapter("site.adapter", "base", "bundle", trust="key.pub")
     assert not (site / "bundle").exists()
     apply_adapter("site.adapter", "base", "bundle")
-
-
-def test_command_lines_name_what_is_missing(site, monkeypatch):
-    into = ("-b", "base", "-o", "bundle", "--json")
-    refusal(run_rt("apply", *into), 2, "adapter_missing")
-    refusal(run_rt("apply", "site.adapter", "--remove", *into), 2, "adapter_and_remove")
-    refusal(run_rt("apply", "gone.adapter", *into), 3, "no_adapter")
-    monkeypatch.setenv("UPPERSON_TRUST", "key.pub")
-    assert run_rt("apply", "site.adapter", *into).exit_code == 0
-    refusal(run_rt("apply", "--remove", *into), 6, "not_signed")
-    monkeypatch.setenv("UPPERSON_TRUST", "")
-    assert run_rt("apply", "site.adapter", *into).exit_code == 2
 
 
 def as_if_of(bundle, **changes):
@@ -404,12 +396,9 @@ def test_killed_at_any_moment_the_earlier_bundle_serves(site):
 
 def test_two_at_once_leave_one_whole_bundle(site):
     with ThreadPoolExecutor(2) as pool:
-        jobs = [
-            pool.submit(apply_adapter, "site.adapter", "base", "bundle"),
-            pool.submit(restore_base, "base", "bundle"),
-        ]
-        for job in jobs:
-            job.result()
+        applied = pool.submit(apply_adapter, "site.adapter", "base", "bundle")
+        pool.submit(restore_base, "base", "bundle").result()
+        applied.result()
     assert snapshot(site / "bundle") in (snapshot(site / "base"), snapshot(site / "home"))
 
 

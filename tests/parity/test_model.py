@@ -5,14 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import literal
-from tests.helpers.toy_clip import (
-    IMAGE_SIZE,
-    normalised,
-    toy_clip,
-    toy_ids,
-    toy_model,
-    toy_pixels,
-)
+from tests.helpers.toy_clip import IMAGE_SIZE, normalised, toy_clip, toy_ids, toy_model, toy_pixels
 from upperson.losses import same_identity, sdm_loss
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig

@@ -62,27 +62,19 @@ def build(model, folder, profile, capability="8.6"):
 
 def compile_vit_b16(folder):
     """Export both towers, compile both variants, and report what the compiler made of them."""
-    graphs = export_vit_b16(folder, LAYERS)
-    return {
-        f"{kind} {variant}": compiled(graphs[kind], variant, folder)
-        for kind in TOWERS
-        for variant in ("fp16", "int8-fp16")
-    }
-
-
-def compiled(graph, variant, folder):
-    model = vit_b16_variant(graph, variant)
-    findings = [str(finding) for finding in lint(model)]
-    engine = build(model, folder, PROFILES[graph.tower])
-    return {
-        "findings": findings,
-        "fused_attentions": len(engine.fused_attentions()),
-        "int8_gemms": [layer.nodes for layer in engine.int8_gemms()],
-        "kernels": len(engine.layers),
-        "engine_bytes": len(engine.content),
-        "graph_bytes": graph.file.stat().st_size,
-        "version": engine.version,
-    }
+    found = {}
+    for kind, graph in export_vit_b16(folder, LAYERS).items():
+        for variant in ("fp16", "int8-fp16"):
+            model = vit_b16_variant(graph, variant)
+            engine = build(model, folder, PROFILES[kind])
+            found[f"{kind} {variant}"] = {
+                "findings": [str(finding) for finding in lint(model)],
+                "fused_attentions": len(engine.fused_attentions()),
+                "int8_gemms": [layer.nodes for layer in engine.int8_gemms()],
+                "engine_bytes": len(engine.content),
+                "graph_bytes": graph.file.stat().st_size,
+            }
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -90,31 +82,19 @@ def vit_b16(shared_folder):
     """What the compiler made of ViT-B/16; that takes 0.5 GB."""
     if reason := why_not():
         pytest.skip(reason)
-    found = found_alone(shared_folder, compile_vit_b16)
-    for name, engine in found.items():
-        print(
-            f"{name}: {engine['fused_attentions']} fused attentions, {len(engine['int8_gemms'])} "
-            f"int8 GEMMs, {engine['kernels']} kernels, TensorRT for RTX {engine['version']}"
-        )
-    return found
-
-
-@pytest.mark.parametrize("kind", TOWERS)
-def test_attention_of_the_fp16_graph_is_fused(vit_b16, kind):
-    engine = vit_b16[f"{kind} fp16"]
-    assert engine["findings"] == []
-    # That of the last block has one query row, and no kernel for it.
-    assert engine["fused_attentions"] >= LAYERS - 1
-    assert not engine["int8_gemms"]
-    assert engine["engine_bytes"] > engine["graph_bytes"] / 2 * 0.95  # All weights, halved.
+    return found_alone(shared_folder, compile_vit_b16)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
 def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(vit_b16, kind):
-    engine = vit_b16[f"{kind} int8-fp16"]
-    assert engine["findings"] == []
-    assert engine["fused_attentions"] >= LAYERS - 1
-    gemms = engine["int8_gemms"]
+    half, int8 = (vit_b16[f"{kind} {variant}"] for variant in ("fp16", "int8-fp16"))
+    for engine in (half, int8):
+        assert engine["findings"] == []
+        # Attention of the last block has one query row, and no kernel for it.
+        assert engine["fused_attentions"] >= LAYERS - 1
+    assert not half["int8_gemms"]
+    assert half["engine_bytes"] > half["graph_bytes"] / 2 * 0.95  # All weights, halved.
+    gemms = int8["int8_gemms"]
     assert len(gemms) == int8_gemms(LAYERS)
     covered = {node for nodes in gemms for node in nodes if node.endswith("/MatMul")}
     assert covered == {

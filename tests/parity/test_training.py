@@ -98,11 +98,7 @@ def test_two_processes_train_as_one(config, one, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"accumulate": 20},
-        {"checkpoint_activations": True},
-        {"workers": 2, "cache": "cache"},
-    ],
+    [{"accumulate": 20}, {"checkpoint_activations": True}, {"workers": 2, "cache": "cache"}],
     ids=["more parts than pairs", "activations recomputed", "two workers, a cache"],
 )
 def test_the_way_of_computing_does_not_change_the_run(config, one, tmp_path, changes, monkeypatch):
