@@ -28,7 +28,7 @@ from benchmarks.report import TIMES, conditions, print_report, table
 from upperson.data.vocabulary import clip_tokenizer
 from upperson_alerts.alerts import Alert
 from upperson_alerts.matcher import AlertMatcher
-from upperson_rt.backends.autotune import Timing
+from upperson_autotune.timing import Timing
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.encoder import Encoder

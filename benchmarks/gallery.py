@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from benchmarks.gallery_data import SyntheticPeople
 from benchmarks.gallery_start import gallery_start
 from benchmarks.report import TIMES, Column, conditions, print_report, table, timed_rows
+from upperson_autotune.timing import time_in_turns
 from upperson_bench.processes import call_in_fresh_process
-from upperson_rt.backends.autotune import time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Threads
 from upperson_rt.cli.output import print_note

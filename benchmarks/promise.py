@@ -25,11 +25,11 @@ from benchmarks.report import Column, conditions, print_report, table
 from benchmarks.scores import Drawn
 from upperson_alerts.background import Background, Watched
 from upperson_alerts.scoring import Scorer, SentenceScore
+from upperson_phrases import parse
+from upperson_phrases.evidence import ALTERNATIVES, Evidence
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.phrases import parse
-from upperson_rt.phrases.evidence import ALTERNATIVES, Evidence
 from upperson_rt.score_calibration import ScoreCalibration
 from upperson_rt.search.features import SentenceFeatures
 from upperson_rt.strict import read_fields

@@ -19,10 +19,10 @@ from benchmarks.report import Column, conditions, print_report, table
 from benchmarks.scores import Drawn
 from upperson_alerts.background import RunningMeans, Visits
 from upperson_alerts.scoring import Scorer
+from upperson_phrases.evidence import ALTERNATIVES
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.gallery import Item
-from upperson_rt.phrases.evidence import ALTERNATIVES
 from upperson_scores.labelled_queries import LabelledPictures
 
 _SETS = [*range(415, 439)]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import typer
 
+from upperson_autotune.timing import Timing
 from upperson_machine.description import describe_machine, machine_lines
-from upperson_rt.backends.autotune import Timing
 from upperson_rt.cli.output import new_table, print_table
 
 

@@ -24,10 +24,10 @@ from upperson.evaluate import embed_records, embed_texts
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
+from upperson_phrases import parse
+from upperson_phrases.evidence import Evidence
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
-from upperson_rt.phrases import parse
-from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.score_calibration import ScoreCalibration
 from upperson_rt.search.features import CANDIDATES, COMPARED, SentenceFeatures
 from upperson_rt.search.shift import LEAST

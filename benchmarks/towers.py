@@ -54,9 +54,9 @@ from benchmarks.report import (
 )
 from benchmarks.tower_graphs import TowerGraphs, write_graphs
 from upperson.model.encoder import UPPerson
+from upperson_autotune.timing import time_in_turns
 from upperson_export.variants import VariantName
 from upperson_rt.agreement import compare_embeds
-from upperson_rt.backends.autotune import time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Threads
 from upperson_rt.cli.output import show_progress

@@ -31,8 +31,8 @@ from upperson.questions import (
     short_questions,
     thing_questions,
 )
-from upperson_rt.phrases import Kind, parse
-from upperson_rt.phrases.evidence import EmbedTexts, Evidence, with_article
+from upperson_phrases import Kind, parse
+from upperson_phrases.evidence import EmbedTexts, Evidence, with_article
 from upperson_scores.metrics import auroc
 
 _FIRST = 10
@@ -106,7 +106,7 @@ class CaptionShare:
     """How often a random picture has it."""
 
     said: int
-    """How many captions mention it, as far as `upperson_rt.phrases` reads them."""
+    """How many captions mention it, as far as `upperson_phrases` reads them."""
 
     said_top1: float | None
     """Of those, how often the first picture has it; None if there are none."""

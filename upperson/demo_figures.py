@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from upperson.data.records import Record
 from upperson.evaluate import Embeds, Numbers, pids_of
 from upperson.questions import SHORT_FORMS, attribute_columns, has_all, short_questions
-from upperson_rt.phrases.evidence import EmbedTexts, Evidence
+from upperson_phrases.evidence import EmbedTexts, Evidence
 from upperson_scores.metrics import per_query_metrics
 from upperson_synthetic.look import Look
 from upperson_synthetic.people import TABLES

@@ -19,8 +19,8 @@ from PIL import Image
 
 from upperson.demo_figures import FIGURES, Searched
 from upperson.evaluate import Embeddings, pids_of
+from upperson_phrases.evidence import EmbedTexts
 from upperson_rt import __version__
-from upperson_rt.phrases.evidence import EmbedTexts
 from upperson_rt.preprocess import load_image
 
 TEMPLATES = Path(__file__).parent / "templates"

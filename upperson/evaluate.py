@@ -21,10 +21,10 @@ from upperson.data.pictures import PictureBatches, Pictures, StoredPictures, pix
 from upperson.data.records import Record, Split, read_dataset
 from upperson.data.transforms import prepare_pixels
 from upperson.model.encoder import UPPerson
+from upperson_phrases import parse
+from upperson_phrases.evidence import EmbedTexts, describe
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.phrases import parse
-from upperson_rt.phrases.evidence import EmbedTexts, describe
 from upperson_rt.tokenizer import Tokenizer
 from upperson_scores.metrics import RetrievalMetrics, per_query_metrics, retrieval_metrics
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from upperson.data.annotations import ATTRIBUTE_KINDS
 from upperson.data.records import Record
+from upperson_phrases import Phrase, parse
+from upperson_phrases.evidence import Evidence, with_article
 from upperson_rt.errors import InputError
-from upperson_rt.phrases import Phrase, parse
-from upperson_rt.phrases.evidence import Evidence, with_article
 from upperson_scores.metrics import auroc
 
 Columns: TypeAlias = Mapping[str, NDArray[np.str_]]

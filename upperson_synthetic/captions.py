@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from upperson_rt.phrases.evidence import with_article
+from upperson_phrases.evidence import with_article
 from upperson_synthetic.clauses import Clause, Mentioned, Topic, sample_clauses, say
 from upperson_synthetic.look import CaptionStyle, Look
 from upperson_synthetic.people import GENDERS, TABLES, Person

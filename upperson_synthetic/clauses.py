@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from upperson_rt.phrases.evidence import with_article
+from upperson_phrases.evidence import with_article
 from upperson_synthetic.look import CaptionStyle
 from upperson_synthetic.people import (
     COLOURS,

@@ -14,11 +14,11 @@ from upperson_alerts.background import Background, Cameras, Standing, Watched, s
 from upperson_alerts.outbox import Message, Outbox, outbox_of
 from upperson_alerts.promise import DEMOTE_AT, e_value, upper_bound
 from upperson_alerts.scoring import scorer_of
-from upperson_rt.arguments import check_count, check_name, check_number
+from upperson_phrases import parse_query
+from upperson_rt.arguments import check_count, check_name, check_number, check_text
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Gallery
-from upperson_rt.phrases import parse_query
 from upperson_rt.printable import count_of, get_logger, safe_repr
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.query import QueryEncoder, SearchRequest
@@ -442,7 +442,7 @@ def _check_cameras(gallery: Gallery, cameras: Sequence[str]) -> None:
 
 def _check_sentence(gallery: Gallery, queries: QueryEncoder, sentence: str) -> list[Notice]:
     """Refuse a sentence of which nothing is understood: it would be raised by anything."""
-    parsed = parse_query(sentence)
+    parsed = parse_query(check_text(sentence, "the sentence"))
     if not parsed.understood and not parsed.excluded:
         raise InputError(
             f"{safe_repr(sentence)} describes no person: name what the person wears or carries, "

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_phrases import Phrase
+from upperson_phrases.evidence import Evidence
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
 from upperson_rt.logistic import log_odds, probability
-from upperson_rt.phrases import Phrase
-from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.printable import get_logger
 from upperson_rt.score_calibration import ScoreCalibration, calibration_in_use
 from upperson_rt.search.features import SentenceFeatures, sentence_features

@@ -23,7 +23,7 @@ from upperson_rt.errors import (
 from upperson_rt.printable import one_line
 
 if TYPE_CHECKING:
-    from upperson_rt.backends.autotune import Timing
+    from upperson_autotune.timing import Timing
     from upperson_rt.retriever import Retriever
 
 
@@ -85,7 +85,7 @@ def time_processes(
     From the second one on files are in the system's cache: what a disk takes is not measured.
     ``progress`` gets the current work, how much of it is done, and of how much.
     """
-    from upperson_rt.backends.autotune import time_in_turns
+    from upperson_autotune.timing import time_in_turns
 
     return time_in_turns(
         {
@@ -198,7 +198,7 @@ def time_query(
         ``python``: a process that does nothing. ``import``: one that imports the library.
         ``query``: one that runs the query. ``running``: a query in this process.
     """
-    from upperson_rt.backends.autotune import time_in_turns
+    from upperson_autotune.timing import time_in_turns
 
     running = time_in_turns(
         {"running": partial(retriever.query, sentence)}, warmup=1, rounds=_RUNNING_ROUNDS

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_autotune.timing import Timing, time_in_turns
 from upperson_bench.processes import Startup, measure_startup
 from upperson_rt.backends import auto_order
-from upperson_rt.backends.autotune import Timing, time_in_turns
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import BackendError, IntegrityError, UsageError, install_command
 from upperson_rt.manifest import Manifest

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from upperson_autotune.autotuner import MeasuredChoice
 from upperson_doctor.cards import check_cards
 from upperson_doctor.installed import installed_checks
 from upperson_doctor.scores import check_scores
@@ -207,7 +208,7 @@ def _tower(bundle: Bundle, tower: Tower) -> Check:
     detail = f"{running.name} {running.version} on {running.device} ({choice.why})"
     facts: dict[str, Any] = {"backend": running.name, "why": choice.why}
     fix = ""
-    if choice.measurement is not None:
+    if isinstance(choice, MeasuredChoice):
         found = choice.measurement
         facts |= {
             "milliseconds": found.milliseconds,

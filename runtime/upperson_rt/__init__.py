@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from upperson_camera import CameraStats, Pipeline, PipelineStats
     from upperson_log.query_log import QueryLog
+    from upperson_phrases.evidence import Explanation
     from upperson_rt.bundle import Bundle
     from upperson_rt.bundle import open_encoder as open
     from upperson_rt.encoder import Encoder
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from upperson_rt.ingest.boxes import QualityRules
     from upperson_rt.ingest.files import IndexReport, index_images
     from upperson_rt.manifest import Manifest
-    from upperson_rt.phrases.evidence import Explanation
     from upperson_rt.preprocess import iter_image_files, load_image, resize_image
     from upperson_rt.retriever import Retriever
     from upperson_rt.search.notices import Notice
@@ -103,12 +103,12 @@ _MODULES = {
     "ingest.files": "IndexReport index_images",
     "manifest": "Manifest",
     "upperson_scores.metrics": "RetrievalMetrics retrieval_metrics",
-    "phrases.evidence": "Explanation",
     "preprocess": "iter_image_files load_image resize_image",
     "retriever": "Retriever",
     "search.notices": "Notice",
     "search.query": "SearchRequest",
     "search.service": "SearchResult",
+    "upperson_phrases.evidence": "Explanation",
     "upperson_sheet.sheet": "save_sheet",
     "tokenizer": "Tokenizer",
     "upperson_log.query_log": "QueryLog",

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from upperson_rt.arguments import check_path, check_text
-from upperson_rt.backends import installed_backends, open_backend, require_device
-from upperson_rt.backends.autotune import Autotuner, Choice
+from upperson_rt.backends import Choice, installed_backends, open_backend, require_device
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.extensions import load_service
@@ -100,7 +99,7 @@ class Bundle:
             path: The folder.
             variant: Which precision; by default the manifest's default.
             backend: See `open_backend`. ``auto`` takes the fastest one on a CPU, which is measured
-                once for each machine and image tower (`upperson_rt.backends.autotune`); for a text
+                once for each machine and image tower (`upperson_autotune`); for a text
                 tower the first one that is installed, unless it has been measured, too.
             device: See `open_backend`.
             verify: Check the hashes of tokenizer and golden samples now, and a tower's hash and
@@ -228,7 +227,7 @@ class Bundle:
         load = partial(self._load, tower)
         taken = None
         if len(names) > 1 and check and self._device.lower() == "cpu":
-            tuner = Autotuner(
+            tuner = load_service("autotuner")(
                 names=names,
                 tower=tower,
                 graph_sha256=entry.sha256,

@@ -39,7 +39,14 @@ Group: TypeAlias = Literal[
     "services",
 ]
 Service: TypeAlias = Literal[
-    "erasure-log", "outbox", "photo-decoder", "query-log", "shard", "sheet", "signature"
+    "autotuner",
+    "erasure-log",
+    "outbox",
+    "photo-decoder",
+    "query-log",
+    "shard",
+    "sheet",
+    "signature",
 ]
 
 

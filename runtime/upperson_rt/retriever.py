@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import check_object, is_finite
+from upperson_phrases import parse_query
+from upperson_phrases.evidence import Explanation
+from upperson_rt.arguments import check_object, check_text, is_finite
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
-from upperson_rt.phrases import parse_query
-from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.printable import safe_repr
 from upperson_rt.search.query import SearchRequest
 from upperson_rt.search.query_log import QueryLogger, describe_picture
@@ -146,7 +146,7 @@ class Retriever:
 
     def explain(self, sentence: str, hits: Sequence[Hit]) -> Explanation:
         """Compute the evidence of each phrase of a sentence in hits of the gallery."""
-        return self.service.explain(parse_query(sentence), hits)
+        return self.service.explain(parse_query(check_text(sentence, "the sentence")), hits)
 
     def delete_like(
         self,

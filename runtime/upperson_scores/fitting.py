@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import upperson_rt
+from upperson_phrases import parse
+from upperson_phrases.evidence import EmbedTexts, Evidence
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.logistic import Logistic, probability
-from upperson_rt.phrases import parse
-from upperson_rt.phrases.evidence import EmbedTexts, Evidence
 from upperson_rt.score_calibration import Background, Curve, Reference, ScoreCalibration
 from upperson_rt.search.background import BACKGROUND_SENTENCES, scale_of
 from upperson_rt.search.features import (

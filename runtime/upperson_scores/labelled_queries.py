@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.phrases import ParsedSentence, parse
-from upperson_rt.phrases.evidence import ALTERNATIVES
+from upperson_phrases import ParsedSentence, parse
+from upperson_phrases.evidence import ALTERNATIVES
 
 Kind: TypeAlias = Literal["short", "two", "caption"]
 KINDS: tuple[Kind, ...] = ("short", "two", "caption")

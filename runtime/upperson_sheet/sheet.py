@@ -11,13 +11,13 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from upperson_phrases.evidence import Explanation
 from upperson_rt.arguments import check_count, check_path
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Hit, Item
 from upperson_rt.gallery.crops import picture_file, use_picture
 from upperson_rt.gallery.records import check_hits
-from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.printable import count_of, escape_for_display, local_time, show_percent
 from upperson_rt.score_calibration import MatchLabel
 from upperson_rt.search.service import SearchResult

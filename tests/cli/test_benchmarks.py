@@ -29,7 +29,7 @@ from tests.helpers.refused import refused
 from tests.helpers.toy_bases import write_base
 from tests.helpers.toy_bundle import make_toy_bundle
 from tests.helpers.traces import once_in
-from upperson_rt.backends.autotune import Timing
+from upperson_autotune.timing import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_scores import labelled_queries

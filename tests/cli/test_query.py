@@ -15,9 +15,9 @@ from tests.helpers.command_line import run_code
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.invoke import run_rt_json
 from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person, make_toy_bundle
+from upperson_phrases import grammar
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.phrases import grammar
 from upperson_rt.score_calibration import Background
 from upperson_rt.tokenizer import Tokenizer
 

@@ -26,8 +26,8 @@ from tests.helpers.toy_bundle import calibrate_toy_bundle, replace_in_bundle
 from tests.unit.calibration.test_file import calibration
 from upperson.config import TrainConfig, read_config
 from upperson.data.check import check_dataset
+from upperson_autotune.autotuner import Measurement
 from upperson_calibration.calibration_file import Calibration, read_calibration
-from upperson_rt.backends.autotune import Measurement
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import UppersonError
 from upperson_rt.logistic import probability

@@ -18,7 +18,7 @@ PACKAGES = (
 )
 HISTORY = {"docs/dev/log.md"}
 """Dated notes stay as they were written; so does the changelog."""
-WORD_LISTS = {"runtime/upperson_rt/phrases/lexicon.py"}
+WORD_LISTS = {"runtime/upperson_phrases/lexicon.py"}
 """Words of queries, not of messages."""
 TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "runtime/README.md")
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from upperson.cli.progress import Display
     from upperson.data.records import Record
     from upperson.evaluate import Embeddings, Evaluation, LengthResult
+    from upperson_phrases.evidence import EmbedTexts
     from upperson_rt.bundle import Bundle
     from upperson_rt.manifest import Manifest
-    from upperson_rt.phrases.evidence import EmbedTexts
 
 
 @dataclass(frozen=True)

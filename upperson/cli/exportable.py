@@ -35,10 +35,10 @@ from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.candidates import StageProgress
 from upperson_export.precision_search import RetrievalSplit, ShortQueries
 from upperson_export.report import ExportReport
+from upperson_phrases import parse_query
 from upperson_rt.errors import InputError
 from upperson_rt.files import put_in_place, scratch_folder, sha256_of_file
 from upperson_rt.manifest import NO_ADAPTER
-from upperson_rt.phrases import parse_query
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.tokenizer import Tokenizer
 from upperson_scores.fitting import LabelledFiles

@@ -1,6 +1,6 @@
 """Reworded captions for training, shorter or wrong, and which other people a caption describes.
 
-Both come from the phrases that `upperson_rt.phrases` parses; a caption without one stays as it is.
+Both come from the phrases that `upperson_phrases` parses; a caption without one stays as it is.
 """
 
 import re
@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from upperson_phrases import Phrase, parse
+from upperson_phrases.evidence import ALTERNATIVES, describe, with_article
+from upperson_phrases.lexicon import COLOURS, NOUN_OF
 from upperson_rt.errors import InputError
-from upperson_rt.phrases import Phrase, parse
-from upperson_rt.phrases.evidence import ALTERNATIVES, describe, with_article
-from upperson_rt.phrases.lexicon import COLOURS, NOUN_OF
 
 _STYLES = ("phrase", "phrase", "bare", "bare", "list", "sentence")
 _PERSON_SHARE = 0.7

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_autotune.autotuner import Autotuner
 from upperson_camera.detectors.graph import Graph, literal, read_graph
 from upperson_camera.detectors.pixels import Fit, Pixels
 from upperson_camera.detectors.recognition import recognise, require_sane
 from upperson_camera.drawn_people import FIGURES, draw_figures, figures_found
 from upperson_camera.source import import_cv2
-from upperson_rt.backends import installed_backends, open_backend
-from upperson_rt.backends.autotune import Autotuner, Choice
+from upperson_rt.backends import Choice, installed_backends, open_backend
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file
 from upperson_rt.printable import error_text, safe_repr

@@ -3,8 +3,8 @@
 import time
 from dataclasses import dataclass
 
+from upperson_maintenance.cli.delete import DryRun, report_deleted
 from upperson_maintenance.cli.retention import byte_size, read_retention
-from upperson_rt.cli.gallery_delete import DryRun, report_deleted
 from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.options import Output, Place
 from upperson_rt.cli.output import print_notices

@@ -1,6 +1,7 @@
 """Backends: the libraries that run a tower's ONNX file."""
 
 import os
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +14,9 @@ from upperson_rt.towers import Backend
 if TYPE_CHECKING:
     from upperson_rt.checks import Check
 
-__all__ = ["BackendPlugin", "auto_order", "installed_backends", "open_backend", "require_device"]
+__all__ = [
+    "BackendPlugin", "Choice", "auto_order", "installed_backends", "open_backend", "require_device",
+]  # fmt: skip
 
 _MOST_THREADS = 1024
 
@@ -35,8 +38,16 @@ class BackendPlugin(Protocol):
         """Return rows for ``upperson-rt doctor``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Why a backend runs a tower."""
+
+    why: str
+    """In one line."""
+
+
 def auto_order(device: str = "cpu") -> tuple[str, ...]:
-    """Return the backends that ``auto`` considers for a device, see `backends.autotune`."""
+    """Return the backends that ``auto`` considers for a device, see `upperson_autotune`."""
     on_gpu, elsewhere = ("tensorrt", "onnxruntime"), ("onnxruntime", "openvino")
     return on_gpu if device.startswith("cuda") else elsewhere
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from typer.models import CommandInfo
 
 from upperson_rt.cli.app import Command, new_app
-from upperson_rt.cli.gallery_delete import delete
 from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.options import Output, Place
 from upperson_rt.cli.output import (
@@ -68,9 +67,6 @@ def info(*, place: Place, output: Output) -> None:
     }.items():
         table.add_row(name, value)
     print_result(asdict(found), output.as_json, lambda _: print_table(table))
-
-
-app.command(cls=Command)(delete)
 
 
 @app.command(cls=Command)

@@ -23,8 +23,8 @@ from upperson_rt.errors import UsageError
 from upperson_rt.extensions import load_service
 
 if TYPE_CHECKING:
+    from upperson_phrases.evidence import Explanation
     from upperson_rt.gallery import Filter
-    from upperson_rt.phrases.evidence import Explanation
     from upperson_rt.search.query import SearchRequest
     from upperson_rt.search.service import SearchResult
     from upperson_rt.towers import Tower

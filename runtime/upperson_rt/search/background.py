@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_phrases import ParsedSentence
 from upperson_rt.gallery import Gallery
-from upperson_rt.phrases import ParsedSentence
 
 _COLOURS = ("red", "blue", "black", "white", "green", "grey", "yellow", "brown")
 _UPPER = ("coat", "jacket", "shirt", "hoodie", "dress", "sweater", "top", "t-shirt")

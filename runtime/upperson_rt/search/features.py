@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_phrases import ParsedSentence, parse
+from upperson_phrases.changes import one_word_changes
+from upperson_phrases.evidence import EmbedTexts, Evidence, weighable
 from upperson_rt.logistic import log_odds
-from upperson_rt.phrases import ParsedSentence, parse
-from upperson_rt.phrases.changes import one_word_changes
-from upperson_rt.phrases.evidence import EmbedTexts, Evidence, weighable
 from upperson_rt.score_calibration import Background, ScoreCalibration
 from upperson_rt.search.background import BACKGROUND_SENTENCES
 from upperson_rt.search.query import QuerySentence

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import check_count, is_finite
+from upperson_phrases import ParsedSentence, Phrase, parse, parse_query
+from upperson_phrases.evidence import MOST_PARAPHRASES, Evidence, paraphrases
+from upperson_phrases.lexicon import PERSON_PLURALS, SMALL_WORDS
+from upperson_phrases.spelling import correction
+from upperson_rt.arguments import check_count, check_text, is_finite
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Filter
-from upperson_rt.phrases import ParsedSentence, Phrase, parse, parse_query
-from upperson_rt.phrases.evidence import MOST_PARAPHRASES, Evidence, paraphrases
-from upperson_rt.phrases.lexicon import PERSON_PLURALS, SMALL_WORDS
-from upperson_rt.phrases.spelling import correction
 from upperson_rt.printable import safe_repr
 from upperson_rt.search.background import BACKGROUND_SENTENCES
 from upperson_rt.tokenizer import token_lengths
@@ -67,6 +67,8 @@ class SearchRequest:
     def __post_init__(self) -> None:
         if self.sentence is None and self.picture is None:
             raise UsageError("a search needs a sentence or a picture: give one of them")
+        if self.sentence is not None:
+            object.__setattr__(self, "sentence", check_text(self.sentence, "the sentence"))
         if not (is_finite(self.picture_share) and 0 <= self.picture_share <= 1):
             raise UsageError(
                 f"picture_share must be a number from 0 to 1, found {safe_repr(self.picture_share)}"

@@ -12,12 +12,12 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_phrases import ParsedSentence, Phrase
+from upperson_phrases.evidence import Evidence, Explanation, weighable
+from upperson_phrases.spelling import with_corrections
 from upperson_rt.encoder import Encoder
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.gallery.records import EARLIEST_S, check_hits, track_of_hit
-from upperson_rt.phrases import ParsedSentence, Phrase
-from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
-from upperson_rt.phrases.spelling import with_corrections
 from upperson_rt.score_calibration import (
     MatchLabel,
     calibration_in_use,

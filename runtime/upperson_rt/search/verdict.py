@@ -10,11 +10,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_phrases import Phrase
+from upperson_phrases.evidence import MOST_EXCLUDED, Evidence
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Hit
 from upperson_rt.logistic import probability
-from upperson_rt.phrases import Phrase
-from upperson_rt.phrases.evidence import MOST_EXCLUDED, Evidence
 from upperson_rt.printable import count_of, safe_repr, show_percent
 from upperson_rt.score_calibration import LIKELY, MatchLabel, ScoreCalibration
 from upperson_rt.search.background import BackgroundScores

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from upperson_autotune.autotuner import Autotuner
+from upperson_autotune.timing import time_in_turns
 from upperson_rt import machine
-from upperson_rt.backends.autotune import Autotuner, time_in_turns
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, IntegrityError
 from upperson_rt.machine import Processor
@@ -190,7 +191,7 @@ def test_where_all_fail_the_first_ones_error_is_raised_and_nothing_is_kept(cache
 def test_other_conditions_are_measured_afresh(monkeypatch, changed, changes, warnings):
     Ring().decide()
     for name, value in changed.items():
-        monkeypatch.setattr(f"upperson_rt.backends.autotune.{name}", value, raising=False)
+        monkeypatch.setattr(f"upperson_autotune.autotuner.{name}", value, raising=False)
     assert Ring(a=0.0001).decide(**changes)[0] == "a"
     assert warnings() == []
 

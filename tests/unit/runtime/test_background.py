@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from upperson_phrases import parse
 from upperson_rt.gallery import Item
-from upperson_rt.phrases import parse
 from upperson_rt.search import background
 from upperson_rt.search.background import BACKGROUND_SENTENCES, BackgroundScores
 

@@ -18,12 +18,12 @@ from upperson_doctor.scores import check_scores
 from upperson_log.query_log import QueryLog
 from upperson_machine.nvidia import CudaDriver
 from upperson_openvino.backend import OpenVinoBackend
+from upperson_phrases.evidence import Evidence
 from upperson_rt import errors
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.manifest import parse_manifest
-from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.score_calibration import Reference, write_score_calibration
 from upperson_rt.search import features
 from upperson_rt.search.features import sample_features

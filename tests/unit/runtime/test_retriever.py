@@ -9,17 +9,17 @@ from PIL import Image
 
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import COLOURS
-from upperson_rt.errors import InputError, UsageError
-from upperson_rt.gallery import Filter, Item
-from upperson_rt.ingest.files import index_images
-from upperson_rt.phrases import parse
-from upperson_rt.phrases.evidence import (
+from upperson_phrases import parse
+from upperson_phrases.evidence import (
     MOST_EXCLUDED,
     MOST_PARAPHRASES,
     Evidence,
     describe,
     paraphrases,
 )
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.gallery import Filter, Item
+from upperson_rt.ingest.files import index_images
 from upperson_rt.retriever import Retriever
 from upperson_rt.search.query import SearchRequest, refine
 from upperson_rt.search.service import search_excluding

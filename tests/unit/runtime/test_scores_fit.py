@@ -8,10 +8,10 @@ import pytest
 from tests.helpers.invoke import refusal, run_rt, run_rt_json
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import calibrate_toy_bundle, draw_person
+from upperson_phrases.evidence import ALTERNATIVES, Evidence
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.phrases.evidence import ALTERNATIVES, Evidence
 from upperson_rt.search.features import is_stale
 from upperson_scores import fitting
 from upperson_scores.annotations import read_annotations

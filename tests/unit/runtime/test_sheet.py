@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from tests.helpers.refused import refused
+from upperson_phrases import parse
+from upperson_phrases.evidence import Explanation
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Hit, Item
-from upperson_rt.phrases import parse
-from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.service import SearchResult
 from upperson_rt.search.verdict import Verdict

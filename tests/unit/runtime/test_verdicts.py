@@ -10,13 +10,13 @@ import pytest
 
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import calibrate_toy_bundle
+from upperson_phrases import parse
+from upperson_phrases.changes import one_word_changes
+from upperson_phrases.evidence import Evidence
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.logistic import Logistic, probability
-from upperson_rt.phrases import parse
-from upperson_rt.phrases.changes import one_word_changes
-from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.score_calibration import (
     Background,
     Curve,

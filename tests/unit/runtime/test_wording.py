@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from upperson_rt.phrases import parse_query as parse
-from upperson_rt.phrases.spelling import correction
-from upperson_rt.phrases.wording import alternatives, plain_wording
+from upperson_phrases import parse_query as parse
+from upperson_phrases.spelling import correction
+from upperson_phrases.wording import alternatives, plain_wording
 from upperson_synthetic.captions import describe
 from upperson_synthetic.look import SOURCE, TARGET
 from upperson_synthetic.people import sample_people

@@ -18,8 +18,8 @@ from upperson.questions import (
     short_questions,
     thing_questions,
 )
+from upperson_phrases.evidence import Evidence
 from upperson_rt.errors import InputError
-from upperson_rt.phrases.evidence import Evidence
 from upperson_synthetic.people import sample_people
 
 VIEWS = 2

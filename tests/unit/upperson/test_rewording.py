@@ -5,8 +5,8 @@ import pytest
 
 from tests.helpers.refused import refused
 from upperson.data.rewording import CaptionAttributes, require_phrases, shorter, wrong
+from upperson_phrases import parse
 from upperson_rt.errors import InputError
-from upperson_rt.phrases import parse
 from upperson_synthetic.captions import describe
 from upperson_synthetic.look import SOURCE, TARGET
 from upperson_synthetic.people import sample_people

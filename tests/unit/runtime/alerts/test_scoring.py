@@ -13,8 +13,8 @@ from upperson_alerts.alerts import add_alert, confirm, list_alerts, resume_alert
 from upperson_alerts.background import RunningMeans
 from upperson_alerts.promise import most_by_chance
 from upperson_alerts.scoring import scorer_of
+from upperson_phrases import parse
 from upperson_rt.logistic import Logistic
-from upperson_rt.phrases import parse
 from upperson_rt.score_calibration import (
     Background,
     Reference,

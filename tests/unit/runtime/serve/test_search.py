@@ -12,9 +12,9 @@ from tests.helpers.refused import refused
 from upperson_console.models import SearchIn
 from upperson_console.problems import ProblemError
 from upperson_console.search import Cursor, Search, make_cursor, read_cursor
+from upperson_phrases import parse_query
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.phrases import parse_query
 from upperson_rt.retriever import Retriever
 from upperson_rt.search.background import BackgroundScores
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from upperson_rt.phrases.lexicon import (
+from upperson_phrases.lexicon import (
     ACTIONS,
     BODY_PLACES,
     DETAILS,

@@ -5,9 +5,9 @@ A picture that matches a sentence scores higher for it than for these.
 
 import re
 
-from upperson_rt.phrases.evidence import ALTERNATIVES
-from upperson_rt.phrases.grammar import ParsedSentence
-from upperson_rt.phrases.lexicon import KINDS_OF, Phrase
+from upperson_phrases.evidence import ALTERNATIVES
+from upperson_phrases.grammar import ParsedSentence
+from upperson_phrases.lexicon import KINDS_OF, Phrase
 
 
 def one_word_changes(parsed: ParsedSentence) -> list[str]:

@@ -15,8 +15,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.phrases.grammar import ParsedSentence, parse_query
-from upperson_rt.phrases.lexicon import KINDS_OF, Kind, Phrase
+from upperson_phrases.grammar import ParsedSentence, parse_query
+from upperson_phrases.lexicon import KINDS_OF, Kind, Phrase
 
 EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds T sentences as rows of unit length (T, D)."""

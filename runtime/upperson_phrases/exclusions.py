@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from upperson_rt.phrases.lexicon import BODY_PLACES, EXCLUDING, POSSESSION_WORDS, Span, Token
+from upperson_phrases.lexicon import BODY_PLACES, EXCLUDING, POSSESSION_WORDS, Span, Token
 
 ARTICLES = frozenset({"a", "an", "any"})
 _VERBS = frozenset(

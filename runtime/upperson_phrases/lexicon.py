@@ -1,4 +1,4 @@
-"""The words that the grammar of `upperson_rt.phrases` knows: things, colours and small words.
+"""The words that the grammar of `upperson_phrases` knows: things, colours and small words.
 
 A table's row is a concept with the ways to write it. Hyphens count as spaces, plurals in -s need
 no entry, and what stands before a noun needs none either: *puffy* in *a puffy red coat* is part of

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
-from upperson_rt.arguments import check_text
-from upperson_rt.phrases.exclusions import ARTICLES, Exclusions, without_cuts
-from upperson_rt.phrases.lexicon import (
+from upperson_phrases.exclusions import ARTICLES, Exclusions, without_cuts
+from upperson_phrases.lexicon import (
     ACTIONS,
     BODY_PLACES,
     COLOURS,
@@ -29,7 +28,7 @@ from upperson_rt.phrases.lexicon import (
     Token,
     noun_of,
 )
-from upperson_rt.phrases.wording import MOST_ALTERNATIVES, alternatives, plain_wording
+from upperson_phrases.wording import MOST_ALTERNATIVES, alternatives, plain_wording
 
 _TOKEN = re.compile(
     r"\w+n['\u2019]t\b|[^\W_]+|[,.;:!?()&/]|(?<=\s)[-\u2013\u2014](?=\s)"  # Also dashes.
@@ -101,7 +100,7 @@ class ParsedSentence:
 
 def parse(sentence: str) -> ParsedSentence:
     """Find the phrases of an English sentence about a person; any other text is ``other``."""
-    return _Parser(check_text(sentence, "the sentence")).parse(sentence)
+    return _Parser(sentence).parse(sentence)
 
 
 def parse_query(sentence: str) -> ParsedSentence:
@@ -109,8 +108,7 @@ def parse_query(sentence: str) -> ParsedSentence:
 
     Texts with one word changed, by which pictures are compared, would lack some of *Red Coat*.
     """
-    plain = plain_wording(check_text(sentence, "the sentence"))
-    return _Parser(plain.lower()).parse(sentence)
+    return _Parser(plain_wording(sentence).lower()).parse(sentence)
 
 
 class _Parser:

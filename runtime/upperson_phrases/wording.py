@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from upperson_rt.phrases.lexicon import (
+from upperson_phrases.lexicon import (
     COLOURS,
     ENDS,
     EXCLUDING,

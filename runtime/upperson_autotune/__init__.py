@@ -1,0 +1,1 @@
+"""Chooses the fastest of the installed backends by measuring them."""
