@@ -499,6 +499,25 @@ def test_a_filter_that_passes_far_items_only_gets_them_all(gallery, few_lists, m
         assert [hit.item.camera for hit in hits] == ["c1"] * 25
 
 
+def test_more_tracks_than_are_certain_need_no_second_search(gallery, few_lists, monkeypatch):
+    """The pictures that are read at first are of fewer."""
+    monkeypatch.setattr(lists, "_LISTS_PROBED", 1)  # All.
+    monkeypatch.setattr(search, "_DEVIATIONS", 0.0)
+    looked, find = [], index.Snapshot.search_lists
+    monkeypatch.setattr(index.Snapshot, "search_lists", lambda *a: looked.append(a) or find(*a))
+    people = some_vectors(430, 3)
+    rows = np.repeat(people, 7, axis=0)[:3000] + 0.01 * some_vectors(3000, 4)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    gallery.add(items_of(range(3000), camera="gate", track=lambda n: f"t{n // 7}"), rows)
+    gallery.rebuild()
+    assert kinds(gallery) == ["lists"]
+    found, _ = gallery.search_with_vectors(people[7], 200, by_track=True, certain=2)
+    best = np.argsort(-(people @ people[7]))
+    assert [hit.item.track for hit in found][:2] == [f"t{n}" for n in best[:2]]
+    assert len({hit.item.track for hit in found}) == 200
+    assert len(looked) == 1
+
+
 @pytest.mark.parametrize("most", [10_000, 10])
 def test_a_filter_by_attributes_passes_what_lists_find_or_all(
     gallery, few_lists, monkeypatch, most
