@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +103,7 @@ SMALL_RUNS: dict[str, tuple[str, Any]] = {
     ),
     "scores": (
         "--fit 1 --fit 2 --check 3 --people 40",
-        lambda found: found["rows"]["these sets, all"]["auroc"] > 80 and len(found["shifts"]) == 4,
+        lambda found: found["rows"]["these sets, all"]["auroc"] > 80 and len(found["shifts"]) == 2,
     ),
     "recall": (
         "--set 1 --set 2 --set 3 --tested 1 --people 60 --among 50",  # 20 in 1,000 are meant.
@@ -145,9 +145,10 @@ def test_each_runs_at_a_small_size(
     monkeypatch.chdir(tmp_path)
     if name == "scores":
         monkeypatch.setattr(labelled_queries, "_MOST", 10)
-        # The other numbers of people are more than there are: they would do the same again.
-        monkeypatch.setattr(scores, "_FEW", scores._FEW[:1])
-        monkeypatch.setattr(scores, "_SIZES", scores._SIZES[:1])
+        # Others would do the same again.
+        for few in ("_FEW", "_SIZES", "_SHIFTED"):
+            monkeypatch.setattr(scores, few, getattr(scores, few)[:1])
+        monkeypatch.setattr(scores, "SyntheticSpec", partial(scores.SyntheticSpec, views=2))
         monkeypatch.setattr(scores.Drawn, "pictures", cache(scores.Drawn.pictures))
     monkeypatch.setattr(people, "_REHEARSED", 8)
     options, is_plausible = SMALL_RUNS[name]

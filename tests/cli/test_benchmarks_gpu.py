@@ -19,7 +19,7 @@ from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_bases import write_base
 from tests.helpers.traces import once_in
 
-QUICK = {"rounds": 1, "warmup": 4, "steps": 2, "workers": 0}
+QUICK = {"rounds": 1, "warmup": 1, "steps": 2, "workers": 0}
 
 SUMMARY = """\
 [11/25/2026-10:00:00] [I] === Performance summary ===

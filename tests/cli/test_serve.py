@@ -127,52 +127,37 @@ def test_its_exports_are_signed_and_blurred_and_verified_on_another_machine(read
     assert (facts["blurred"], facts["bundle_signed_by"]) == (True, None)
 
 
-NETWORK = ["--host", "0.0.0.0"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "exit_code", "code"),
-    [
-        (["--onvif", "tokens.json"], 3, "credentials_of_other_kind"),
-        (NETWORK, 2, "token_file_missing"),
-        (["--sign-exports", "tokens.json"], 3, "key_unusable"),
-        (["--onvif-discovery"], 2, "onvif_missing"),
-        (["--tls-cert", "x.pem"], 2, "tls_incomplete"),
-        (["--bin", "7"], 2, "age_malformed"),
-        (["--keep", "30"], 2, "age_malformed"),
-        (["--timestamp-required"], 2, "timestamp_url_missing"),
-        (["--timestamp-url", "tsa"], 2, "address_malformed"),
-        (
-            ["--timestamp-url", "http://127.0.0.1/", "--tsa-cert", "tokens.json"],
-            3,
-            "certificate_unreadable",
-        ),
-        (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "tls_file_unreadable"),
-        (["--token-file", "none.json"], 3, "credentials_unreadable"),
-        (["--oversight", "tokens.json"], 3, "key_unknown"),
-        (["--oversight", "two.yaml"], 2, "token_file_missing"),
-        (["--watch", "ftp://x"], 2, "watch_source_invalid"),
-        (["-g", "none"], 3, None),
-        (["-b", "none"], 3, None),
-        (["--state", "bundle/bundle.json"], 3, None),
-        (["--query-log", "nowhere/log"], 3, None),
-        (["--host", "192.0.2.1", "--token-file", "tokens.json"], 3, "cannot_listen"),
-        (["--port", "TAKEN"], 3, "cannot_listen"),
-    ],
-)
-def test_what_cannot_be_served_is_refused_and_leaves_no_files(ready, arguments, exit_code, code):
+def test_what_cannot_be_served_is_refused_and_leaves_no_files(ready):
     run_rt("token", "tokens.json", "ada")
     (ready / "two.yaml").write_text("two_persons: [export]")
     before = sorted(ready.iterdir())
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        arguments = [port if one == "TAKEN" else one for one in arguments]
-        done = run_rt("serve", "--json", "--port", "0", *arguments)
-    assert done.exit_code == exit_code, done.stderr
-    assert "Traceback" not in done.stderr
-    error = json.loads(done.stdout)["error"]
-    assert code in (None, error["code"])
-    assert sorted(ready.iterdir()) == before
+        for exit_code, code, *arguments in (
+            (3, "credentials_of_other_kind", "--onvif", "tokens.json"),
+            (2, "token_file_missing", "--host", "0.0.0.0"),
+            (3, "key_unusable", "--sign-exports", "tokens.json"),
+            (2, "onvif_missing", "--onvif-discovery"),
+            (2, "tls_incomplete", "--tls-cert", "x.pem"),
+            (2, "age_malformed", "--bin", "7"),
+            (2, "age_malformed", "--keep", "30"),
+            (2, "timestamp_url_missing", "--timestamp-required"),
+            (2, "address_malformed", "--timestamp-url", "tsa"),
+            (3, "certificate_unreadable", "--timestamp-url", "http://127.0.0.1/", "--tsa-cert",
+             "tokens.json"),
+            (3, "tls_file_unreadable", "--tls-cert", "x.pem", "--tls-key", "y.pem"),
+            (3, "credentials_unreadable", "--token-file", "none.json"),
+            (3, "key_unknown", "--oversight", "tokens.json"),
+            (2, "token_file_missing", "--oversight", "two.yaml"),
+            (2, "watch_source_invalid", "--watch", "ftp://x"),
+            (3, None, "-g", "none"),
+            (3, None, "-b", "none"),
+            (3, None, "--state", "bundle/bundle.json"),
+            (3, None, "--query-log", "nowhere/log"),
+            (3, "cannot_listen", "--host", "192.0.2.1", "--token-file", "tokens.json"),
+            (3, "cannot_listen", "--port", taken.getsockname()[1]),
+        ):  # fmt: skip
+            refusal(run_rt("serve", "--json", "--port", 0, *arguments), exit_code, code)
+            assert sorted(ready.iterdir()) == before, arguments
 
 
 def test_a_log_is_verified_and_compared_with_a_noted_chain(work):

@@ -1,17 +1,13 @@
 """``upperson train`` as a user and a power cut meet it."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-from tests.helpers.command_line import SOURCES
+from tests.helpers.command_line import run_code
 from tests.helpers.data_sets import write_cuhk_pedes
 from tests.helpers.invoke import run, run_failing, run_json
+from tests.helpers.toy_bases import write_base
 from upperson_synthetic import SyntheticSpec, write_dataset
 
 RUN = ["--epochs", "2", "--batch-size", "8", "--set", "checkpoint_every=1"]
@@ -24,44 +20,55 @@ def people(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("few") / "people", spec)
 
 
-def start(*arguments, cwd):
-    with (cwd / "stderr.txt").open("wb") as stderr:
-        return subprocess.Popen(
-            [sys.executable, "-m", "upperson", *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-        )
-
-
-def kill_at(process, checkpoint):
-    """Kill a process without mercy once a checkpoint of this step, or of a later one, is there."""
-    deadline = time.monotonic() + 60
-    while not [path for path in checkpoint.parent.glob("step_*") if path >= checkpoint]:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
-
-
 def results_of(run):
     return json.loads((run / "results.json").read_text("utf-8"))
 
 
+KILLED_TWICE = """
+import os, signal, sys
+import upperson.train  # Once, for both.
+from upperson import checkpoint
+from upperson.cli import main
+
+write = checkpoint.write_atomically
+
+def write_until(last):
+    def write_or_die(path, content):
+        if path.name == f"step_{last + 1:08}.safetensors":
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, content)
+    return write_or_die
+
+for last, arguments in ((3, sys.argv[1:]), (6, ["train", "--resume", "killed"])):
+    if (child := os.fork()) == 0:
+        checkpoint.write_atomically, sys.argv[1:] = write_until(last), arguments
+        main()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+"""
+
+
 @pytest.mark.timeout(180)
-def test_a_killed_run_ends_as_one_that_was_not(people, tmp_path):
-    whole = run("train", "--root", people, "--output", tmp_path / "whole", *RUN)
+def test_a_run_killed_in_each_epoch_ends_as_one_that_was_not(people, work):
+    base, weights = write_base(work / "base", "clip")
+    sizes = {
+        "height_px": 48, "width_px": 32, "model.prefix_length": 3, "model.prefix_blocks": "all",
+        "model.lora_rank": 4, "model.adapter_reduction": 4,
+    }  # fmt: skip
+    train = [
+        *("train", "--root", people, "--base", base, "--pretrained", weights, *RUN),
+        *(f"--set={name}={value}" for name, value in sizes.items()),
+    ]
+    whole = run(*train, "--output", "whole")
     assert whole.exit_code == 0, whole.stderr
-    killed = start("train", "--root", people, "--output", "killed", *RUN, cwd=tmp_path)
-    last = tmp_path / "killed" / "last"
-    kill_at(killed, last / "step_00000003.safetensors")
-    kill_at(start("train", "--resume", "killed", cwd=tmp_path), last / "step_00000006.safetensors")
-    resumed = start("train", "--resume", "killed", cwd=tmp_path)
-    assert resumed.wait(60) == 0
-    assert "note: resuming at epoch" in (tmp_path / "stderr.txt").read_text("utf-8")
-    ours, theirs = tmp_path / "killed", tmp_path / "whole"
+    killed = run_code(KILLED_TWICE, *train, "--output", "killed", cwd=work, timeout_s=120)
+    assert killed.returncode == 0, killed.stderr
+    assert sorted(path.name for path in (work / "killed/last").glob("step_*"))[-1] == (
+        "step_00000006.safetensors"
+    )
+    resumed = run("train", "--resume", "killed")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "note: resuming at epoch" in resumed.stderr
+    ours, theirs = work / "killed", work / "whole"
     for name in ("metrics.csv", "adapter.safetensors", "config.yaml"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     assert results_of(ours) | {"seconds": 0} == results_of(theirs) | {"seconds": 0}

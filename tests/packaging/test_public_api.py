@@ -25,20 +25,14 @@ MOST_LINES = 600
 VAGUE_NAMES = {"common", "helper", "helpers", "manager", "misc", "tools", "util", "utils"}
 
 
-def test_no_source_file_is_too_long():
-    assert len(FILES) > 100
-    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in FILES}
-    assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}
-
-
-def test_source_files_are_named_after_what_they_do():
-    assert [path for path in FILES if path.stem in VAGUE_NAMES] == []
-
-
-def test_picture_files_are_opened_in_one_place():
+def test_source_files_are_short_have_clear_names_and_open_pictures_in_one_place():
     """The linter refuses Pillow's `open`; OpenCV, torchvision and matplotlib open pictures, too."""
+    texts = {path: path.read_text("utf-8") for path in FILES}
+    assert len(texts) > 100
+    assert [path for path, text in texts.items() if len(text.splitlines()) > MOST_LINES] == []
+    assert [path for path in FILES if path.stem in VAGUE_NAMES] == []
     opening = re.compile(r"\bImage\.open\(|\b(?:imread|imreadmulti|imdecode|read_image)\(")
-    assert [path for path in FILES if opening.search(path.read_text("utf-8"))] == []
+    assert [path for path, text in texts.items() if opening.search(text)] == []
 
 
 RUNTIME_NAMES = [
