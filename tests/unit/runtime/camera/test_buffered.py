@@ -396,7 +396,7 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(remote, monkeypatch):  # The gallery itself is opened before.
     server = Server()
     monkeypatch.setattr("upperson_camera.late_gallery.Gallery.open", server.open)
     return server

@@ -421,6 +421,10 @@ def test_frames_of_the_time_of_a_deleted_person_are_not_saved(gallery):
     stage.put(crops)
     stage.end(10.0)
     assert {file.crop for file in all_clips(gallery.crops_dir)} == {"before", "after"}
+    stage = stage_of(gallery, most_bytes=2500)  # Of 1,000 for each.
+    stage.put(crops[1:])
+    stage.end(10.0)
+    assert 1000 <= bytes_of(gallery) <= 2500
 
 
 def test_a_disk_that_does_not_answer_is_abandoned(encoder, gallery, film, monkeypatch, caplog):

@@ -285,6 +285,8 @@ def test_frames_that_a_detector_is_too_slow_for_are_dropped_and_counted(encoder,
             if number == 0:
                 wait_for(lambda: gate.entered == 1)
             assert pipeline.stats().frame_queues["gate"] <= 4
+        gate.open()
+        assert pipeline.drain(20), "what was dropped is not waited for"
     assert pipeline.stats().cameras["gate"].frames_dropped == {"queue_full": 5}
     # The results tell what became of each frame.
     dropped = {one.displaced for one in taken} | {one.index for one in taken if one.reason}

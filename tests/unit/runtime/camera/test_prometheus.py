@@ -32,6 +32,8 @@ def pipeline(bundle, tmp_path_factory):
                 found.submit('gate "1"\n', person_frame(), boxes, 1e9 + second)
                 found.drain()
             found.submit('gate "1"\n', person_frame()[:0], [])
+            found.add_camera("hall")
+            found.remove_camera("hall")
         yield found
 
 
@@ -51,6 +53,7 @@ def check(text):
     assert found["upperson_frames_dropped_total", camera, ("reason", "empty")] == 1
     assert found["upperson_crops_dropped_total", camera, ("reason", "outside")] == 3
     assert found["upperson_camera_up", camera] == 0
+    assert ("upperson_camera_up", ("camera", "hall")) not in found, "it was removed"
     assert found["upperson_queue_depth", camera, ("queue", "frames")] == 0
     assert found["upperson_encoder_busy_seconds_total",] > 0
     for name in ("latency", "encode_latency"):
