@@ -13,7 +13,8 @@ BACKENDS = ["onnxruntime", "openvino", "tensorrt"]
 HEAVY = [
     *NOT_ON_THE_EDGE[:7], *BACKENDS, "PIL", "matplotlib", "numpy", "sqlite3", "tokenizers", "yaml",
 ]  # fmt: skip
-OPTIONAL = [one.name for one in (ROOT / "runtime").glob("upperson_*") if one.name != "upperson_rt"]
+CORE = ["upperson_rt", "upperson_phrases"]
+OPTIONAL = [one.name for one in (ROOT / "runtime").glob("upperson_*") if one.name not in CORE]
 
 
 def modules_of(folder):
@@ -34,7 +35,8 @@ def loaded_by(code, candidates, without=()):
 
 def test_all_of_the_runtime_imports_on_the_edge_and_loads_no_backend():
     """In any order, since no modules of it import one another in a circle (`lint-imports`)."""
-    code = "import " + ", ".join(modules_of(ROOT / "runtime" / "upperson_rt"))
+    modules = [name for package in CORE for name in modules_of(ROOT / "runtime" / package)]
+    code = "import " + ", ".join(modules)
     assert loaded_by(code, [*NOT_ON_THE_EDGE, *BACKENDS]) == ([], [])
     _, warnings = loaded_by(code, [], [*NOT_ON_THE_EDGE, *BACKENDS, *OPTIONAL])
     # Commands of packages that are not there are left out, with a warning.

@@ -264,7 +264,8 @@ def test_odd_texts_match_themselves_only(gallery):
         some_vectors(len(names)),
     )
     near = [{f"{text}~": text, "other": {text: text}} for text in names]
-    put(gallery, range(len(near)), attributes=near.__getitem__)
+    beside = [Item(key=f"near {n}", attributes=one) for n, one in enumerate(near)]
+    gallery.add(beside, some_vectors(len(beside)))
     for text in names:
         where = Filter(camera=[text, "nowhere"], track=text, attributes={text: text})
         assert keys_of(gallery.items(where)) == [f"k{text}"], where
