@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal, TypeAlias
 
@@ -55,17 +55,20 @@ def require_no_loss(gallery: Gallery, bin_s: float) -> None:
 def emptying(service: ConsoleService) -> Iterator[None]:
     """Empty the bin of what is older than its retention, now and every ten minutes.
 
-    Old query pictures go, too.
+    Also delete old query pictures.
     """
     has_ended = threading.Event()
 
+    def attempt(what: str, delete: Callable[[], None]) -> None:
+        try:
+            delete()
+        except (UppersonError, ProblemError, OSError) as error:  # Such as a full disk.
+            _LOG.warning("%s: not deleted: %s", what, error)
+
     def empty() -> None:
         while True:
-            try:
-                service.empty_bin()
-                service.forget_query_pictures()
-            except (UppersonError, ProblemError) as error:  # Such as a log on a full disk.
-                _LOG.warning("the bin, or old query pictures, were not deleted: %s", error)
+            attempt("what is in the bin", service.empty_bin)
+            attempt("old query pictures", service.forget_query_pictures)
             if has_ended.wait(_EMPTIED_EVERY_S):
                 return
 

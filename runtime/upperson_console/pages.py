@@ -78,7 +78,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 values["problem"] = problem_text(error)
                 status = getattr(error, "status", 422)
             else:
-                notices = result.verdict.unsaid(result.notices)
+                notices = result.verdict.without_repeated(result.notices)
                 notes = [notice_text(one) for one in notices if one.code != "did_you_mean"]
                 values |= {"result": result, "notes": notes}
                 meant = (one for one in notices if one.code == "did_you_mean")

@@ -403,7 +403,7 @@ class ConsoleService:
                 self.current.last.has_changed()
 
     def forget_query_pictures(self) -> None:
-        """Delete query pictures of more than 30 days ago: they show people, as the gallery does."""
+        """Delete query pictures that were last sent more than 30 days ago."""
         self.user_state.forget_pictures(time.time() - _QUERY_PICTURES_S)
 
     def seen(self, account: Account, ids: Sequence[int]) -> list[tuple[int, Item]]:

@@ -186,9 +186,18 @@ class UserState:
             )
 
     def forget_pictures(self, before: float) -> None:
-        """Delete pictures that were last sent before a Unix time; not those of saved searches."""
+        """Delete pictures that were last sent before a Unix time.
+
+        Not those of saved searches, and of exports that were requested later.
+        """
+        requested = "SELECT 1 FROM approvals WHERE added >= ? AND instr(request, pictures.id)"
+        sql = f"DELETE FROM pictures WHERE {_UNSAVED} AND added < ? AND NOT EXISTS ({requested})"
         with self._writing("pictures") as execute:
-            execute(f"DELETE FROM pictures WHERE {_UNSAVED} AND added < ?", (before,))
+            deleted = execute(sql, (before, before)).rowcount
+        if deleted:
+            with self._lock, self._sqlite_errors():
+                # The log still has them.
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def picture(self, id_: str, fingerprint: str) -> QueryPicture | None:
         """Return a picture with its embedding of a model, or None."""

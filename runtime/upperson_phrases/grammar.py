@@ -99,7 +99,10 @@ class ParsedSentence:
 
 
 def parse(sentence: str) -> ParsedSentence:
-    """Find the phrases of an English sentence about a person; any other text is ``other``."""
+    """Find the phrases of an English sentence about a person; any other text is ``other``.
+
+    It has to be a text: what comes from outside is checked before.
+    """
     return _Parser(sentence).parse(sentence)
 
 

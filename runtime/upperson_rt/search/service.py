@@ -34,6 +34,9 @@ _CANDIDATES = 40
 CERTAIN = 50
 """Hits, of those that are put in order of likelihood: a page of the console, and `COMPARED`."""
 _MOST_CANDIDATES = 4000
+_FOREIGN = 0.75
+"""A sentence with this share of words that are unknown or misspelt is not corrected: it is probably
+in another language."""
 _MOST_TOKENS_PER_LETTER = 0.75
 """English has 0.3, German 0.4, Turkish 0.6; scripts that CLIP's tokenizer takes apart by bytes have
 more than 1."""
@@ -63,8 +66,8 @@ class SearchResult:
 
     @property
     def notices_beside_verdict(self) -> list[Notice]:
-        """The notices that the text of the verdict does not say."""
-        return self.notices if self.verdict is None else self.verdict.unsaid(self.notices)
+        """The notices that the text of the verdict does not repeat."""
+        return self.notices if self.verdict is None else self.verdict.without_repeated(self.notices)
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class SearchService:
         else:
             meant = words.meant
             rest = [word for word in words.unknown if word not in meant]
-            if len(rest) > 1 and len(rest) >= len(meant):  # Such as of another language.
+            if len(rest) > 1 and len(words.all) >= _FOREIGN * len(sentence.words):
                 meant, rest = {}, words.all
             if meant:
                 fields = {"words": meant, "sentence": with_corrections(parsed.sentence, meant)}

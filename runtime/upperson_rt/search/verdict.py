@@ -86,9 +86,16 @@ class Verdict:
         more = "more than" if self.is_more else "about"
         return f"{self.word} ({percent}): {more} {count} match{'es' * (count == '1 picture')}"
 
-    def unsaid(self, notices: Sequence[Notice]) -> list[Notice]:
-        """Return the notices of the same search that its text does not say."""
-        return [one for one in notices if (one.code, one.fields) != (self.reason, self.fields)]
+    def without_repeated(self, notices: Sequence[Notice]) -> list[Notice]:
+        """Return the notices of the same search that its text does not repeat."""
+        return [one for one in notices if not self._repeats(one)]
+
+    def _repeats(self, notice: Notice) -> bool:
+        if notice.code != self.reason:
+            return False
+        words = notice.fields.get("words")
+        of_verdict = self.fields.get("words", ())
+        return notice.fields == self.fields or (words is not None and {*words} <= {*of_verdict})
 
     def for_log(self) -> dict[str, Any]:
         """Return what a query log keeps of it."""

@@ -28,6 +28,7 @@ from upperson_rt.score_calibration import (
 )
 from upperson_rt.search import service, shift, verdict
 from upperson_rt.search.features import SentenceFeatures
+from upperson_rt.search.notices import Notice
 from upperson_rt.search.query import SearchRequest
 from upperson_rt.search.service import SearchService
 from upperson_rt.search.shift import FEWEST, LEAST, compare
@@ -320,6 +321,17 @@ def test_a_sentence_that_cannot_be_judged_is_uncalibrated(searched, sentence, re
     assert result.likelihoods == [None] * len(result.hits)
     assert {*result.labels} == {""}
     assert result.verdict.likelihood is None
+
+
+def test_notices_that_a_verdict_repeats_are_left_out():
+    about = {"reason": "words_unknown", "fields": {"words": ["flurb", "wman"]}}
+    given = verdict.Verdict(word="uncalibrated", likelihood=None, expected=None, **about)
+    notices = [
+        Notice("words_unknown", {"words": ["flurb"]}),
+        Notice("words_unknown", {"words": ["other"]}),
+        Notice("did_you_mean", {"words": {"wman": "woman"}, "sentence": "woman with flurb"}),
+    ]
+    assert given.without_repeated(notices) == notices[1:]
 
 
 def test_few_pictures_and_no_calibration_are_said(encoder, gallery):

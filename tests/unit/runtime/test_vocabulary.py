@@ -61,6 +61,11 @@ def test_words_that_no_text_had_are_named():
         ("women in red jackts", [], ["did_you_mean", "rewritten"]),
         ("women in red or blue coats", [], ["either"]),
         ("woman in a zebra jaket", ["zebra"], ["did_you_mean", "words_unknown"]),
+        (
+            "woman in a red jaket with a kippah and thobe",
+            ["kippah", "thobe"],
+            ["did_you_mean", "words_unknown"],
+        ),
         ("Mann mit roter Hose", ["mit", "roter", "hose"], ["words_unknown"]),  # Not: man.
         ("a Jaket", ["jaket", "jacket"], ["words_unknown"]),  # It does not know that either.
     ],

@@ -160,6 +160,7 @@ def check_totals(connection: sqlite3.Connection, sums: Sums) -> None:
 
 
 _OF_DATABASE = "*** in database main ***\n"
+"""What SQLite's findings begin with."""
 
 
 def structural_problems(connection: sqlite3.Connection, of_items: bool = False) -> Iterator[str]:
@@ -169,10 +170,11 @@ def structural_problems(connection: sqlite3.Connection, of_items: bool = False) 
     and the list of free pages.
     """
     sql = f"PRAGMA integrity_check{'(items)' if of_items else ''}"
-    texts = [text.removeprefix(_OF_DATABASE) for (text,) in connection.execute(sql)]
-    lines = [line for text in texts for line in text.splitlines()]  # A text may have a hundred.
-    if lines != ["ok"]:
-        yield from (f"SQLite: {line}" for line in lines)
+    texts = [text for (text,) in connection.execute(sql)]
+    if texts != ["ok"]:
+        parts = [text.removeprefix(_OF_DATABASE).splitlines() for text in texts]
+        lines = [line for part in parts for line in part]  # A part may have a hundred.
+        yield from (f"SQLite: {line}" for line in lines or ["no answer of its check"])
         return
     columns = ", ".join(f"count({column})" for column in _PARTIAL)
     counts = connection.execute(f"SELECT {columns} FROM items NOT INDEXED").fetchone()

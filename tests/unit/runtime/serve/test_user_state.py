@@ -104,8 +104,18 @@ def test_old_pictures_go_but_those_of_saved_searches(file):
         store.save("ann", "like this", "?picture=p&k=5")
         store.forget_pictures(now - 60)
         assert store.picture("q", "space") is not None
+        store.keep_picture(replace(picture(), id="wanted"), "space")
+        store.set_approval("a", '{"picture": "wanted"}')
+        in_use = sqlite3.connect(file)
+        in_use.execute("UPDATE pictures SET added = added - 9, checksum = NULL")
+        in_use.commit()
+        in_use.close()
+        store.forget_pictures(now - 1)
+        gone = [store.picture(id_, "space") is None for id_ in ("p", "q", "wanted")]
+        assert gone == [False, True, False]
+        assert file.with_name(f"{file.name}-wal").stat().st_size == 0
         store.forget_pictures(now + 60)
-        assert [store.picture(id_, "space") is None for id_ in "pq"] == [False, True]
+        assert store.picture("wanted", "space") is None
 
 
 @pytest.mark.parametrize(

@@ -499,6 +499,30 @@ def test_a_filter_that_passes_far_items_only_gets_them_all(gallery, few_lists, m
         assert [hit.item.camera for hit in hits] == ["c1"] * 25
 
 
+def test_many_new_pictures_hide_no_older_ones(gallery, few_lists, monkeypatch):
+    """Scores of pictures that are in no part yet are exact: they say nothing of those of lists."""
+    monkeypatch.setattr(lists, "_LISTS_PROBED", 1)  # All.
+    rows = some_vectors(3000, 3)
+    gallery.add(items_of(range(3000)), rows)
+    gallery.rebuild()
+    assert kinds(gallery) == ["lists"]
+    found = []
+    for number in range(10):
+        query = some_vectors(1, 20 + number)
+        best = np.sort(query @ rows.T)[0, ::-1]
+        wanted = np.random.default_rng(number).uniform(best[30], best[6], 300)
+        beside = some_vectors(300, 50 + number)
+        beside -= (beside @ query.T) * query
+        beside /= np.linalg.norm(beside, axis=1, keepdims=True)
+        new = wanted[:, None] * query + np.sqrt(1 - wanted[:, None] ** 2) * beside
+        keys = [f"new {one}" for one in range(300)]
+        gallery.add(items_of(keys), new.astype(np.float32))
+        (hits,) = gallery.search(query, 6)
+        found.append([hit.score for hit in hits] == pytest.approx(best[:6], abs=1e-3))
+        gallery.delete(keys)
+    assert all(found)
+
+
 def test_more_tracks_than_are_certain_need_no_second_search(gallery, few_lists, monkeypatch):
     """The pictures that are read at first are of fewer."""
     monkeypatch.setattr(lists, "_LISTS_PROBED", 1)  # All.
