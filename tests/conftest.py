@@ -214,8 +214,8 @@ def quick_demo(shared_folder: Path) -> QuickDemo:
         outputs = shared / "outputs.json"
         if not outputs.exists():
             demo = ("demo", "--quick", "--json", "--output", shared / "demo")
-            more = {"without": ["openvino"], "timeout_s": 900}
-            run = run_code(TRACED_ONCE, shared_folder / "traces", *demo, **more)
+            traces = shared_folder / "traces"
+            run = run_code(TRACED_ONCE, traces, *demo, without=["openvino"], timeout_s=900)
             assert run.returncode == 0, run.stderr
             outputs.write_text(json.dumps([run.stdout, run.stderr]))
     return QuickDemo(shared / "demo", *json.loads(outputs.read_text()))

@@ -56,10 +56,12 @@ def test_a_run_killed_in_each_epoch_ends_as_one_that_was_not(people, work):
     }  # fmt: skip
     train = [
         *("train", "--root", people, "--base", base, "--pretrained", weights, *RUN),
+        *("--lr", "1e-6"),  # Too little to rank better: the first epoch stays the best.
         *(f"--set={name}={value}" for name, value in sizes.items()),
     ]
     whole = run(*train, "--output", "whole")
     assert whole.exit_code == 0, whole.stderr
+    assert results_of(work / "whole")["best_epoch"] == 1
     killed = run_code(KILLED_TWICE, *train, "--output", "killed", cwd=work, timeout_s=120)
     assert killed.returncode == 0, killed.stderr
     assert sorted(path.name for path in (work / "killed/last").glob("step_*"))[-1] == (
