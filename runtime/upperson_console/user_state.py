@@ -192,7 +192,7 @@ class UserState:
         """
         requested = "SELECT 1 FROM approvals WHERE added >= ? AND instr(request, pictures.id)"
         sql = f"DELETE FROM pictures WHERE {_UNSAVED} AND added < ? AND NOT EXISTS ({requested})"
-        with self._writing("pictures") as execute:
+        with self._writing() as execute:
             deleted = execute(sql, (before, before)).rowcount
         if deleted:
             with self._lock, self._sqlite_errors():

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias, TypeVar
@@ -355,13 +355,19 @@ def length_problem(vector_D: NDArray[np.float32]) -> str | None:
 
 def first_of_tracks(ranked: Iterable[_T], track_of: Callable[[_T], Track | None]) -> list[_T]:
     """Return the first of each track and all that have none, in order."""
-    first, seen = [], set()
+    return list(iter_first_of_tracks(ranked, track_of))
+
+
+def iter_first_of_tracks(
+    ranked: Iterable[_T], track_of: Callable[[_T], Track | None]
+) -> Iterator[_T]:
+    """Yield the same, and read only what is taken."""
+    seen = set()
     for one in ranked:
         track = track_of(one)
         if track is None or track not in seen:
-            first.append(one)
             seen.add(track)
-    return first
+            yield one
 
 
 def track_of_hit(hit: Hit) -> Track | None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +22,7 @@ from upperson_rt.gallery.records import (
     Item,
     Track,
     TrackSpan,
-    first_of_tracks,
+    iter_first_of_tracks,
     with_spans,
 )
 from upperson_rt.gallery.sqlite.database import Database, Transaction
@@ -37,6 +38,7 @@ from upperson_rt.gallery.sqlite.rows import (
 )
 from upperson_rt.gallery.sqlite.schema import COLUMNS, DamageError
 from upperson_rt.gallery.sqlite.segments import Candidates
+from upperson_rt.towers import batch_slices
 
 _FROM_SQL = 10_000
 """Items that pass a filter up to which their vectors are read instead of the index."""
@@ -303,15 +305,9 @@ class _Rows:
         order = np.lexsort((ids, -scores))
         if not self._by_track:
             return self._with_rows(scores[order[:k]], ids[order[:k]])
-        ranked, seen = list[tuple[float, _Row]](), set[Track]()
-        for start in range(0, len(order), _FETCHED):
-            chosen = order[start : start + _FETCHED]
-            new = first_of_tracks(self._with_rows(scores[chosen], ids[chosen]), _track_of)
-            ranked += [one for one in new if _track_of(one) not in seen]
-            if len(ranked) >= k:
-                break
-            seen |= {track for one in new if (track := _track_of(one)) is not None}
-        return ranked[:k]
+        parts = (order[part] for part in batch_slices(len(order), _FETCHED))
+        rows = chain.from_iterable(self._with_rows(scores[part], ids[part]) for part in parts)
+        return list(islice(iter_first_of_tracks(rows, _track_of), k))
 
     def _certain_score(
         self, ids: NDArray[np.int64], scores: NDArray[np.float32], certain: int

@@ -74,7 +74,7 @@ def test_what_is_no_answer_and_addresses_of_others_are_left_out():
         assert read_answer(content, LOOPBACK, [probe]) is None
 
 
-def test_an_interface_that_is_not_there_is_refused_before_anything_is_asked():
+def test_an_interface_that_is_not_there_is_refused_before_anything_is_sent():
     begun = []
     for interface, error, code in (
         ("10.255.255.1", InputError, "network_unreachable"),

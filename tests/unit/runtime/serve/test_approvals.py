@@ -88,7 +88,7 @@ def test_an_export_is_what_was_asked_for(console, monkeypatch):
     assert not verify_log(console.log).problems
 
 
-def test_a_deletion_and_pruning_take_the_pictures_that_were_asked_for(console):
+def test_a_deletion_and_pruning_take_the_pictures_that_were_requested(console):
     id_, gallery = id_of(console, "red-0"), console.service.gallery
     count = gallery.count()
     path = f"/api/v1/items/{id_}?reason=requested"
@@ -208,12 +208,12 @@ def test_the_page_shows_requests_and_takes_decisions(console, monkeypatch):
         found = re.search(r'class="badge">(\d+)', client.get("/approvals").text)
         return found and found[1]
 
-    asked = pending(export(console.operator, id_))
-    pending(console.admin("DELETE", f"/api/v1/items/{id_}", params={"reason": "asked"}))
+    requested = pending(export(console.operator, id_))
+    pending(console.admin("DELETE", f"/api/v1/items/{id_}", params={"reason": "requested"}))
     who = console.operator, console.otto, console.admin, console.adam
     assert [badge(one) for one in who] == [None, "1", "1", "2"]
     assert badge(console.viewer) is None
-    judge(console.otto, asked)
+    judge(console.otto, requested)
     assert [badge(one) for one in who] == [None, None, None, "1"]
     monkeypatch.setattr(approvals, "_MOST_PENDING", 2)
     *two, third = (id_of(console, f"{colour}-0") for colour in [*COLOURS][:3])
@@ -222,7 +222,7 @@ def test_the_page_shows_requests_and_takes_decisions(console, monkeypatch):
     problem(export(console.operator, third), 422, "too_many_pending")
 
 
-def test_the_second_person_sees_everything_that_is_asked(console):
+def test_the_second_person_sees_everything_that_is_requested(console):
     console.service.blur = True
     own, like = (id_of(console, key) for key in ("red-0", "blue-0"))
     search = {"sentence": "red", "like": str(like), "filter": {"cameras": ["gate"]}}
