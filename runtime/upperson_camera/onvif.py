@@ -16,11 +16,18 @@ from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
 from upperson_camera.access import USUAL_ACCESS, Access
-from upperson_camera.soap import Caller, RefusedError, child_text, is_http_of, named
+from upperson_camera.soap import (
+    ENVELOPE,
+    Caller,
+    RefusedError,
+    child_text,
+    is_http_of,
+    named,
+    parse_xml,
+)
 from upperson_camera.source import Logins, Source, without_secrets
 from upperson_camera.stream import check_address
 from upperson_network.remote import may_hide_login
-from upperson_network.soap import ENVELOPE, parse_xml
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import safe_repr, shortened
 

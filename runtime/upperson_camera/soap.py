@@ -10,17 +10,18 @@ import http.client
 import secrets
 import time
 from dataclasses import dataclass
+from typing import NoReturn
 from urllib.parse import urlsplit
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 from xml.sax.saxutils import escape, quoteattr
 
 from upperson_camera.access import USUAL_ACCESS, Access, answer_challenge
 from upperson_camera.reasons import reason_of_failure
 from upperson_network.remote import http_target, http_within, password_digest
-from upperson_network.soap import ENVELOPE, parse_xml
 from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
 
+ENVELOPE = "http://www.w3.org/2003/05/soap-envelope"
 _WSS = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss"
 _CALL_S = 5.0
 _CALLS_S = 20.0
@@ -151,3 +152,30 @@ def child_text(element: Element, name: str) -> str | None:
     """Return the text of the first element of a name; None if there is none, or it is empty."""
     texts = [(found.text or "").strip() for found in named(element, name)]
     return next((text for text in texts if text), None)
+
+
+class _Builder(TreeBuilder):
+    def doctype(self, *_: object) -> NoReturn:
+        raise ValueError("a document type is not taken")
+
+
+def parse_xml(content: bytes | bytearray) -> Element:
+    """Return the root of a message.
+
+    Entities, the bombs made of them and files from elsewhere all need a document type, and no
+    message of SOAP has one. The caller bounds the length of what it gives.
+
+    Raises:
+        ValueError: It is no XML, or has a document type.
+    """
+    if b"<!DOCTYPE" in content:  # Before the parser sees it, which would read on after an error.
+        raise ValueError("a document type is not taken")
+    parser = XMLParser(target=_Builder())
+    try:
+        parser.feed(content)
+        root: Element = parser.close()
+    except ParseError as error:
+        raise ValueError(f"it is not well-formed: {error}") from error
+    except LookupError as error:
+        raise ValueError("its encoding is unknown") from error
+    return root

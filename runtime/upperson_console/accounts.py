@@ -242,7 +242,7 @@ def digest_of(text: str) -> str:
 # --- Authentication of a request: a token, a session cookie, or none on this machine alone
 
 COOKIE = "upperson_session"
-_OF_PROGRAMS = ("/api/", "/v1/", "/onvif/")
+_OF_PROGRAMS = ("/api/", "/v1/")
 _EVENTS = "text/event-stream"
 
 

@@ -27,7 +27,6 @@ from upperson_console.bounds import LARGE_BODIES
 from upperson_console.guard import BodyRefusedError, Guard
 from upperson_console.limits import BusyError
 from upperson_console.live import Live
-from upperson_console.onvif.routes import PATH, OnvifRoutes
 from upperson_console.oversight_pages import oversight_routes
 from upperson_console.pages import page_routes
 from upperson_console.problems import MEDIA_TYPE, ProblemError, problem_of
@@ -49,7 +48,6 @@ def make_app(
     access: Access,
     names: Iterable[str] = (),
     live: Live | None = None,
-    onvif: OnvifRoutes | None = None,
 ) -> Guard:
     """Return the console as an ASGI application; ``names`` are host names, see `Guard`."""
     app = FastAPI(
@@ -75,8 +73,6 @@ def make_app(
     app.include_router(side_routes(service, access, live or Live(())))
     if access.accounts is not None:
         app.include_router(account_routes(service, access, access.accounts))
-    if onvif is not None:
-        app.include_router(onvif.router)
     app.mount(_FILES, _Static(directory=STATIC))
     _handle_problems(app, access, service.access_log)
 
@@ -102,12 +98,11 @@ def make_app(
         WAITING.set(waiting)
         return name
 
-    apart = None if onvif is None else PATH
-    return Guard(_answering_heads(app), names, sender, apart=apart, large=LARGE_BODIES)
+    return Guard(_answering_heads(app), names, sender, large=LARGE_BODIES)
 
 
 def _has_head(path: str) -> bool:
-    return not path.startswith((EVENTS, f"{PATH}/"))  # One never ends; ONVIF signs the method.
+    return not path.startswith(EVENTS)  # It never ends.
 
 
 def _answering_heads(app: ASGIApp) -> ASGIApp:

@@ -169,22 +169,6 @@ class Services(OptionGroup, panel="Services"):
             "page; may be given again.",
         ),
     ] = None
-    onvif: Annotated[
-        Path | None,
-        typer.Option(
-            "--onvif",
-            metavar="FILE",
-            help="Also serve the ONVIF search service to the users of a file; made by  "
-            "upperson-rt token --onvif.",
-        ),
-    ] = None
-    onvif_discovery: Annotated[
-        bool,
-        typer.Option(
-            "--onvif-discovery",
-            help="Let ONVIF clients in the local network find this server (WS-Discovery).",
-        ),
-    ] = False
 
 
 @grouped
@@ -212,27 +196,22 @@ def serve(
         )
     if (access.tls_cert is None) != (access.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together: give both", code="tls_incomplete")
-    if services.onvif_discovery and services.onvif is None:
-        raise UsageError("--onvif-discovery needs --onvif", code="onvif_missing")
     opening = _opened(model, served, address, access, evidence, services, keeping)
-    with opening as (server, log, onvif):
+    with opening as (server, log):
         if not is_local and access.tls_cert is None:
             print_warning("without --tls-cert tokens and pictures cross the network in the clear")
-        _run(server, log, onvif, served.state, address.open_browser, output.as_json)
+        _run(server, log, served.state, address.open_browser, output.as_json)
 
 
 @contextmanager
 def _opened(
     model: Model, served: Served, address: Address, access: Security, evidence: Evidence,
     services: Services, keeping: Keeping,
-) -> "Iterator[tuple[Server, QueryLog, str | None]]":  # fmt: skip
-    """Open everything; yield server, query log and the address of the ONVIF device service."""
+) -> "Iterator[tuple[Server, QueryLog]]":  # fmt: skip
+    """Open everything; yield server and query log."""
     from upperson_console.accounts import Access, Account, Accounts
     from upperson_console.bin import emptying, require_no_loss
     from upperson_console.live import Live, check_source
-    from upperson_console.onvif.discovery import discoverable
-    from upperson_console.onvif.routes import PATH, OnvifRoutes
-    from upperson_console.onvif.security import Users
     from upperson_console.oversight import read_oversight
     from upperson_console.server import Server, listening, tls_context
     from upperson_console.service import ConsoleService
@@ -257,7 +236,6 @@ def _opened(
         Account(name=process_user(), role="admin", logs_in=False),
         oversight,
     )
-    users = None if services.onvif is None else Users(services.onvif)
     bin_s = 0.0 if served.bin == "0" else age_seconds(served.bin)
     opened = Bundle.open(
         model.bundle, model.variant, model.backend, model.device,
@@ -274,11 +252,6 @@ def _opened(
 
     with ExitStack() as stack:
         place = stack.enter_context(listening(address.host, address.port))
-        if services.onvif_discovery:
-            interface, port = place.getsockname()[:2]
-            scheme = "http" if tls is None else "https"
-            url = f"{scheme}://{interface}:{port}{PATH}/device_service"
-            stack.enter_context(discoverable(url, interface))
         with closing(open_gallery()) as found:  # A refused start creates no files.
             require_no_loss(found, bin_s)
         given_log = served.query_log
@@ -305,12 +278,8 @@ def _opened(
         stack.enter_context(emptying(service))
         if bin_s and service.bin is None:
             print_note(f"gallery {served.gallery} has no bin: deletions are final")
-        is_discoverable = services.onvif_discovery
-        routes = None if users is None else OnvifRoutes(service, users, live, is_discoverable)
         names = [address.host, *(address.name or ())]
-        server = Server(service, accounts, place, names, live, tls, routes)
-        onvif = None if users is None else f"{server.url.rstrip('/')}{PATH}/device_service"
-        yield server, log, onvif
+        yield Server(service, accounts, place, names, live, tls), log
 
 
 def _seal(evidence: Evidence, bundle: Path, trust: Path | None) -> "Seal":
@@ -341,7 +310,6 @@ def _seal(evidence: Evidence, bundle: Path, trust: Path | None) -> "Seal":
 def _run(
     server: "Server",
     log: "QueryLog",
-    onvif: str | None,
     state: Path,
     open_browser: bool,
     as_json: bool,
@@ -353,13 +321,11 @@ def _run(
     sys.setswitchinterval(_SWITCH_S)
     with ending_gently() as stopped:
         server.start()
-        second = {} if onvif is None else {"onvif": onvif}
         if as_json:
             files = {"state": str(state), "log": str(log.path)}
-            print_json({"url": server.url, **second, **files})
+            print_json({"url": server.url, **files})
         else:
-            for name, place in {"console": server.url, **second}.items():
-                print_line(f"{name}: {place}")
+            print_line(f"console: {server.url}")
         _note_chain(log)
         if open_browser:
             import webbrowser

@@ -1,4 +1,4 @@
-"""Credential files: the console's tokens, or ONVIF users.
+"""Credential files: the tokens of the console.
 
 One process at a time changes a file. A server reads it again after each change.
 """
@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from upperson_network.remote import require_private
 from upperson_rt.errors import InputError
 from upperson_rt.files import locked_folder, make_folder, remove_unfinished, write_atomically
 from upperson_rt.printable import get_logger, safe_repr
@@ -19,8 +18,6 @@ from upperson_rt.strict import Constraint, read_fields, read_json, require_versi
 
 _VERSIONS = (1, 2)
 """Files of version 1 have neither ``created`` nor ``expires``."""
-_KINDS = {"tokens": ("tokens of the console", ""), "onvif_users": ("ONVIF users", " --onvif")}
-"""By the key of its list: the content of a file, and the option of  upperson-rt token  for it."""
 _LOG = get_logger(__name__)
 
 
@@ -49,24 +46,21 @@ class CredentialFile(Generic[C]):
     """A credential file of one kind, read again after each change. Safe for several threads."""
 
     key: ClassVar[str]
-    """Key of the list in the file, one of `_KINDS`."""
+    """Key of the list in the file."""
     content: ClassVar[type[Any]]
     """Dataclass of the whole file."""
-    is_private: ClassVar[bool] = False
-    """Whether only its owner may read it."""
 
     def __init__(self, path: Path) -> None:
         """Read a file to accept its credentials.
 
         Raises:
-            InputError: It cannot be read, is malformed or empty, or others may read it.
+            InputError: It cannot be read, is malformed or empty.
         """
         self.path = path
-        self._held = _stat_of(path), self._read_to_accept()
+        self._held = _stat_of(path), self.read(path)
         if not self._held[1]:
-            what, option = _KINDS[self.key]
             raise InputError(
-                f"{path} has no {what}: add one with  upperson-rt token {path} NAME{option}",
+                f"{path} has no {self.key}: add one with  upperson-rt token {path} NAME",
                 code="credentials_empty",
                 path=path,
             )
@@ -76,36 +70,26 @@ class CredentialFile(Generic[C]):
         state = _stat_of(self.path)
         if state != self._held[0]:
             try:
-                self._held = state, self._read_to_accept()
+                self._held = state, self.read(self.path)
             except InputError as error:
                 _LOG.error("%s; no credential of this file is accepted until it is fixed", error)
                 self._held = state, ()
         return tuple(entry for entry in self._held[1] if not entry.has_expired())
 
-    def _read_to_accept(self) -> tuple[C, ...]:
-        entries = self.read(self.path)
-        if self.is_private:
-            require_private(self.path)
-        return entries
-
     @classmethod
     def read(cls, path: Path) -> tuple[C, ...]:
         """Read all entries; raises InputError for another or a malformed file."""
-        what, option = _KINDS[cls.key]
-        expected = f"expected {what}, as  upperson-rt token FILE NAME{option}  writes them"
+        expected = f"expected {cls.key}, as  upperson-rt token FILE NAME  writes them"
         try:
             content = read_json(path)
         except InputError as error:
             message = f"{error}; {expected}" if path.is_file() else str(error)
             raise InputError(message, code="credentials_unreadable", path=path) from error
         if not isinstance(content, dict) or cls.key not in content:
-            others = [other for other in _KINDS if isinstance(content, dict) and other in content]
-            found = _KINDS[others[0]][0] if others else "something else"
             raise InputError(
-                f"{path} holds {found}, {expected}: name another file",
+                f"{path} holds something else, {expected}: name another file",
                 code="credentials_of_other_kind",
                 path=path,
-                found=others[0] if others else None,
                 expected=cls.key,
             )
         require_version(content, str(path), _VERSIONS, "update upperson-rt")
@@ -149,7 +133,7 @@ class CredentialFile(Generic[C]):
                     remove_unfinished(path.parent, glob.escape(path.name))
                 entries = [asdict(one) for one in change(cls.read(path) if path.exists() else ())]
                 content = {"schema_version": _VERSIONS[-1], cls.key: entries}
-                write_atomically(path, json.dumps(content, indent=2) + "\n", cls.is_private)
+                write_atomically(path, json.dumps(content, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 

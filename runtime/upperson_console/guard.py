@@ -100,7 +100,6 @@ class Guard:
         app: ASGIApp,
         names: Iterable[str] = (),
         sender: Callable[[Scope], str | None] = lambda scope: "",
-        apart: str | None = None,
         large: Collection[str] | None = None,
     ) -> None:
         """Guard an application.
@@ -111,8 +110,6 @@ class Guard:
                 the machine.
             sender: Returns the name of the account of a request's scope; None without a valid
                 token or session.
-            apart: Path below which the application itself authenticates requests as it reads them.
-                They may be large, and have a concurrency limit of their own.
             large: Paths that take bodies above `MOST_SMALL_BYTES`; by default all.
         """
         self._app = app
@@ -125,9 +122,8 @@ class Guard:
         """Deadlines for a whole body, with and without a valid token."""
         own = socket.gethostname().lower()
         self._names = {"localhost", own, own.partition(".")[0], *(n.lower() for n in names)}
-        self._apart = apart
-        self._authenticated, self._uploads, self._anonymous, self._others = (
-            ConcurrencyLimit(_MOST_REQUESTS) for _ in range(4)
+        self._authenticated, self._uploads, self._anonymous = (
+            ConcurrencyLimit(_MOST_REQUESTS) for _ in range(3)
         )
         self._turns = Turns(_MOST_AT_ONCE)
         self.refused = 0
@@ -139,24 +135,22 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        is_apart = self._apart is not None and scope["path"].startswith(f"{self._apart}/")
-        sender = None if is_apart else self._sender(scope)
-        may_send_large = is_apart or sender is not None
+        sender = self._sender(scope)
         scope[KNOWN] = sender is not None
         network = network_of((scope.get("client") or ("",))[0])
         CLIENT.set(f"network {network}" if sender is None else f"account {sender}")
         most_bytes = _MOST_ANONYMOUS_BYTES
-        is_large = is_apart or self._large is None or scope["path"] in self._large
-        if may_send_large:
+        is_large = self._large is None or scope["path"] in self._large
+        if sender is not None:
             most_bytes = MOST_BODY_BYTES if is_large else MOST_SMALL_BYTES
-        within_s = self.body_within_s[0 if may_send_large else 1]
+        within_s = self.body_within_s[1 if sender is None else 0]
         body = _Body(receive, within_s, most_bytes)
         problem = self._problem(scope, headers, body)
         if scope["path"] in _ALWAYS:
             await self._limited(scope, body, send, problem)
             return
         limit = self._uploads if is_large else self._authenticated
-        limit = limit if sender is not None else self._others if is_apart else self._anonymous
+        limit = self._anonymous if sender is None else limit
         owner = "" if sender is None else sender, is_large
         share = None if sender is None else self._shares.setdefault(owner, _Share(is_large))
         is_full = share is not None and share.there >= _MOST_EACH

@@ -83,7 +83,7 @@ class Oversight:
     case_number: Literal["required", "optional", "none"] = "none"
     case_pattern: Annotated[str, Constraint(_is_pattern, "a regular expression")] = r"[\w./-]{1,64}"
     accounts: Mapping[str, Stated] = field(default_factory=dict)
-    """By name of an account, such as an ONVIF user: a fixed purpose and case number."""
+    """By name of an account, such as a program: a fixed purpose and case number."""
     two_persons: tuple[Approved, ...] = ()
     """Actions that a second person approves."""
     approvals_expire_hours: _Hours = 24.0

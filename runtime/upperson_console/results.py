@@ -131,14 +131,6 @@ def calibrated_hits(
     return service.current.now().search.search(replace(request, k=count, calibrate=True))
 
 
-def scored_hits(
-    service: ConsoleService, account: Account, search: Search, count: int
-) -> list[tuple[Hit, float | None]]:
-    """Return what `calibrated_hits` does as hits with likelihoods; None without a label."""
-    found = calibrated_hits(service, account, search, count)
-    return [] if found is None else list(zip(found.hits, found.likelihoods, strict=True))
-
-
 def _request(
     service: ConsoleService, account: Account, search: Search
 ) -> tuple[SearchRequest, dict[str, Notice]]:

@@ -16,7 +16,6 @@ from upperson_console.accounts import Access
 from upperson_console.app import make_app
 from upperson_console.connections import Connection, Loop, log_seldom
 from upperson_console.live import Live
-from upperson_console.onvif.routes import OnvifRoutes
 from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
 from upperson_rt.machine import limit_heap
@@ -135,14 +134,13 @@ class Server:
         names: Iterable[str] = (),
         live: Live | None = None,
         tls: ssl.SSLContext | None = None,
-        onvif: OnvifRoutes | None = None,
     ) -> None:
         """Prepare to serve at a socket of `listening`, which the caller closes."""
         self._place = place
         self._live = live or Live(())
         log_seldom("uvicorn.error")
         config = uvicorn.Config(
-            make_app(service, access, names, self._live, onvif),
+            make_app(service, access, names, self._live),
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,

@@ -1,4 +1,4 @@
-"""The console's use cases, which pages, API and ONVIF share, over a search service and a gallery.
+"""The console's use cases, which pages and API share, over a search service and a gallery.
 
 Each search, view, export, mark and deletion is in the query log before its result is shown. Errors
 are those of `problems`; what an account may not see is reported as missing.

@@ -1,9 +1,8 @@
 """`upperson-rt token`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,13 +12,10 @@ from upperson_rt.cli.output import new_table, print_json, print_line, print_note
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import local_time
 
-if TYPE_CHECKING:
-    from upperson_console.credentials import Credential
-
 
 @dataclass(frozen=True)
 class NewToken(OptionGroup, panel="Token"):
-    """A new token or password."""
+    """A new token."""
 
     role: Annotated[
         str,
@@ -62,14 +58,6 @@ class Action(OptionGroup, panel="File"):
     list_all: Annotated[
         bool, typer.Option("--list", help="List the names in the file instead, without secrets.")
     ] = False
-    onvif: Annotated[
-        bool,
-        typer.Option(
-            "--onvif",
-            help="Passwords of ONVIF users instead, in a file of their own. It holds them in the "
-            "clear: ONVIF cannot authenticate by a hash.",
-        ),
-    ] = False
 
 
 @grouped
@@ -92,80 +80,68 @@ def token(
     """
     if action.list_all:
         if name is not None or action.revoke:
-            raise UsageError("--list takes the file alone, and --onvif: leave the rest out")
+            raise UsageError("--list takes the file alone: leave the rest out")
         new.require_default("--list")
-        _list(file, action.onvif, output.as_json)
+        _list(file, output.as_json)
         return
     if name is None:
         raise UsageError("name the user of the token, or list the file with  --list")
     if action.revoke:
         new.require_default("--revoke")
-        _revoke(file, name, action.onvif, output.as_json)
+        _revoke(file, name, output.as_json)
         return
-    secret = _make(file, name, new, action.onvif)
+    secret = _make(file, name, new)
     if output.as_json:
         made = {"name": name, "role": new.role, "cameras": new.camera or None}
         print_json({**made, "file": str(file), "token": secret})
         return
-    what = "ONVIF password" if action.onvif else "token"
-    print_note(f"the {what} of {name}, {new.role}, in {file}; keep it, it is not shown again:")
+    print_note(f"the token of {name}, {new.role}, in {file}; keep it, it is not shown again:")
     print_line(secret)
 
 
-def _make(file: Path, name: str, new: NewToken, onvif: bool) -> str:
+def _make(file: Path, name: str, new: NewToken) -> str:
     from upperson_console.accounts import ROLES, add_token
-    from upperson_console.onvif.security import add_user
     from upperson_rt.arguments import check_choice
 
     check_choice(new.role, "--role", ROLES)
     cameras = tuple(new.camera) if new.camera else None
-    if not onvif:
-        return add_token(file, name, ROLES[ROLES.index(new.role)], cameras, new.expires)
-    if new.role != "viewer":
-        raise UsageError(f"ONVIF users can only search: leave --role {new.role} out")
-    return add_user(file, name, cameras, new.expires)
+    return add_token(file, name, ROLES[ROLES.index(new.role)], cameras, new.expires)
 
 
-def _revoke(file: Path, name: str, onvif: bool, as_json: bool) -> None:
+def _revoke(file: Path, name: str, as_json: bool) -> None:
     from upperson_console.accounts import Accounts
-    from upperson_console.onvif.security import Users
 
-    (Users if onvif else Accounts).revoke(file, name)
+    Accounts.revoke(file, name)
     if as_json:
         print_json({"name": name, "file": str(file), "revoked": True})
     else:
         print_line(f"revoked {name} in {file}")
 
 
-def _list(file: Path, onvif: bool, as_json: bool) -> None:
+def _list(file: Path, as_json: bool) -> None:
     from upperson_console.accounts import Accounts
-    from upperson_console.onvif.security import Users
 
-    entries: Sequence[tuple[Credential, str]]
-    if onvif:
-        entries = [(user, "viewer") for user in Users.read(file)]
-    else:
-        entries = [(account, account.role) for account in Accounts.read(file)]
+    entries = Accounts.read(file)
     if as_json:
         rows = [
             {
                 "name": entry.name,
-                "role": role,
+                "role": entry.role,
                 "cameras": entry.cameras,
                 "created": entry.created,
                 "expires": entry.expires,
                 "expired": entry.has_expired(),
             }
-            for entry, role in entries
+            for entry in entries
         ]
         print_json({"file": str(file), "tokens": rows})
         return
     table = new_table("name", "role", "cameras", "created", "expires")
-    for entry, role in entries:
+    for entry in entries:
         expires = "never" if entry.expires is None else local_time(entry.expires)
         table.add_row(
             entry.name,
-            role,
+            entry.role,
             "all" if entry.cameras is None else ", ".join(entry.cameras),
             local_time(entry.created) or "unknown",
             f"{expires} (expired)" if entry.has_expired() else expires,

@@ -1,4 +1,4 @@
-"""Connections to other machines with a time limit, logins in addresses, and SOAP's XML.
+"""Connections to other machines with a time limit, and logins in addresses.
 
 Cameras, the console and the Milvus store share it; the core opens no connection.
 """

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -14,14 +13,11 @@ from contextlib import closing, suppress
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from zeep import Client
-from zeep.wsse.username import UsernameToken
 
 from tests.helpers.fake_camera import wait_for
 from tests.helpers.invoke import refusal, run_json, run_rt, run_rt_json
 from tests.helpers.served import served
 from tests.helpers.signing_keys import write_keys
-from upperson_camera.onvif import discover
 from upperson_console.accounts import BIN_USER
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
@@ -73,28 +69,22 @@ def test_it_answers_and_ends_cleanly(ready, monkeypatch):
     assert (ready / "opened").read_text().strip().rstrip("/") == url
 
 
-def test_it_prunes_by_itself_and_clients_of_onvif_find_it(ready):
+def test_it_prunes_by_itself(ready):
     with Gallery.open(ready / "gallery") as gallery:
         count = gallery.count()
-    run_rt("token", "onvif.json", "vms", "--onvif")
-    findable = ("--onvif", "onvif.json", "--onvif-discovery")
-    with served(ready, "--keep-bytes", "1", "--keep", "gate=7d", *findable) as running:
-        assert discover(1.0, "127.0.0.1")["127.0.0.1"].name == "UP-Person Edge"
+    with served(ready, "--keep-bytes", "1", "--keep", "gate=7d") as running:
         pruned = f"upperson_serve_pruned_total {count}.0"
         wait_for(lambda: pruned in httpx.get(f"{running.url}/api/v1/metrics").text)
         assert search(running, sentence="red coat", limit=1).json()["hits"] == []
     assert (ready / "gallery" / "erasures.log").exists()
 
 
-def test_others_need_a_token_and_clients_of_onvif_a_password(ready):
-    token, password = (
-        run_rt("token", file, name, *more).stdout.strip()
-        for file, name, *more in (("t.json", "ada"), ("onvif.json", "vms", "--onvif"))
-    )
+def test_others_need_a_token(ready):
+    token = run_rt("token", "t.json", "ada").stdout.strip()
     with QueryLog(ready / "log") as log:
         log.write("red", [], k=1)
     (ready / "log").write_bytes(b"")
-    options = ("--token-file", "t.json", "--onvif", "onvif.json", "--query-log", "log")
+    options = ("--token-file", "t.json", "--query-log", "log")
     with served(ready, "--host", "0.0.0.0", *options) as running:
         url = f"http://127.0.0.1:{running.url.rpartition(':')[2]}"
         assert httpx.get(f"{url}/api/v1/info").status_code == 401
@@ -102,15 +92,6 @@ def test_others_need_a_token_and_clients_of_onvif_a_password(ready):
         info = httpx.get(f"{url}/api/v1/info", headers=headers).json()
         assert info["user"] == "ada"
         assert "log acknowledge" in info["log_problem"]
-        (place,) = re.findall(r"onvif: (\S+)\n", running.output.read_text())
-        assert place == f"{running.url}/onvif/device_service"
-        service = Client(f"{url}/onvif/search.wsdl").create_service(
-            "{http://www.onvif.org/ver10/search/wsdl}SearchBinding", place
-        )
-        service._client.wsse = UsernameToken("vms", password, use_digest=True)
-        found = service.FindRecordings(Scope={}, KeepAliveTime="PT9S")
-        assert service.GetRecordingSearchResults(found).SearchState == "Completed"
-        service._client.transport.session.close()
 
 
 def test_its_exports_are_signed_and_blurred_and_verified_on_another_machine(ready):
@@ -130,13 +111,13 @@ def test_its_exports_are_signed_and_blurred_and_verified_on_another_machine(read
 def test_what_cannot_be_served_is_refused_and_leaves_no_files(ready):
     run_rt("token", "tokens.json", "ada")
     (ready / "two.yaml").write_text("two_persons: [export]")
+    (ready / "two.json").write_text("{}")
     before = sorted(ready.iterdir())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for exit_code, code, *arguments in (
-            (3, "credentials_of_other_kind", "--onvif", "tokens.json"),
+            (3, "credentials_of_other_kind", "--token-file", "two.json"),
             (2, "token_file_missing", "--host", "0.0.0.0"),
             (3, "key_unusable", "--sign-exports", "tokens.json"),
-            (2, "onvif_missing", "--onvif-discovery"),
             (2, "tls_incomplete", "--tls-cert", "x.pem"),
             (2, "age_malformed", "--bin", "7"),
             (2, "age_malformed", "--keep", "30"),

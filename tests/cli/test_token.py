@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -64,20 +63,6 @@ def test_tokens_are_made_listed_and_revoked(work):
     assert run_rt("token", "t.json", "vera", "--revoke").exit_code == 0
     assert [entry["name"] for entry in listed("t.json")] == ["ada"]
     assert run_rt("token", "t.json", "vera", "--revoke").exit_code == 3
-
-
-def test_onvif_users_have_passwords_in_a_private_file(work):
-    made = make("o.json", "vms", "--onvif", "--camera", "gate")
-    assert (made["name"], made["cameras"]) == ("vms", ["gate"])
-    assert json.loads((work / "o.json").read_text())["onvif_users"][0]["password"] == made["token"]
-    assert stat.S_IMODE((work / "o.json").stat().st_mode) == 0o600
-    assert run_rt("token", "o.json", "ada", "--onvif", "--role", "admin").exit_code == 2
-    assert run_rt("token", "o.json", "ada").exit_code == 3  # A file of the other kind.
-    shown = run_rt("token", "o.json", "--list", "--onvif").stdout
-    assert "vms" in shown
-    assert made["token"] not in shown
-    assert run_rt("token", "o.json", "vms", "--revoke", "--onvif").exit_code == 0
-    assert listed("o.json", "--onvif") == []
 
 
 def test_options_that_contradict_each_other_are_refused(work):

@@ -1,21 +1,14 @@
-"""What a console reads beside its gallery: metrics, its log, and requests by ONVIF."""
-
-from uuid import UUID
-from xml.etree.ElementTree import fromstring
+"""What a console reads beside its gallery: metrics and its log."""
 
 import pytest
 from hypothesis import example
 from hypothesis import strategies as st
-from onvif import ONVIFDiscovery
 
 from tests.helpers.fuzzing import as_json, damaged_bytes, examples, fuzz, json_values, refused_well
 from tests.unit.runtime.serve.test_live import METRICS
 from upperson_camera.reasons import answer_challenge
 from upperson_console.live import Live
 from upperson_console.log_view import LogFilter, read_page
-from upperson_console.onvif.discovery import Responder
-from upperson_console.onvif.filters import read_expression
-from upperson_console.onvif.soap import FaultError, header_of, read_envelope
 from upperson_log.chain import LogReport, head_of, verify_log
 from upperson_log.query_log import QueryLog
 from upperson_rt.gallery import Hit, Item
@@ -83,28 +76,6 @@ def test_lines_of_a_log_that_are_json(written, changes):
     assert all(line.action == "damaged" for line in found[:-1])
 
 
-ENVELOPE = b"""<?xml version="1.0" encoding="UTF-8"?>
-<env:Envelope xmlns:env="http://www.w3.org/2003/05/soap-envelope"
- xmlns:tse="http://www.onvif.org/ver10/search/wsdl"><env:Header><a env:mustUnderstand="0">b</a>
-</env:Header><env:Body><tse:FindRecordings><tse:Scope/><tse:MaxMatches>5</tse:MaxMatches>
-<tse:KeepAliveTime>PT10S</tse:KeepAliveTime></tse:FindRecordings></env:Body></env:Envelope>"""
-
-
-@fuzz(content=damaged_bytes([ENVELOPE]), whole=st.booleans())
-@example(content=b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", whole=True)
-@example(content=b'<a xmlns:b="" b:c="d"/>', whole=True)
-@example(content=b'<a xmlns:xml="http://x"/>', whole=False)
-@example(content=b"\xef\xbb\xbf" + ENVELOPE, whole=True)
-def test_envelopes(content, whole):
-    reason = " "
-    try:
-        (read_envelope if whole else header_of)(content)
-    except FaultError as fault:
-        reason = fault.reason
-    assert len(reason) < 500
-    assert reason.isprintable()
-
-
 CHALLENGES = [
     b'Digest realm="cam", nonce="0a1b", qop="auth", opaque="x", algorithm=MD5',
     b'Digest realm="cam", nonce="0a1b"',
@@ -119,35 +90,3 @@ def test_challenges(contents):
     challenges = [content.decode("latin-1") for content in contents]
     answer = answer_challenge(challenges, ("anna", "secret"), "http://h/x", "POST", "/x")
     assert answer is None or answer.startswith(("Digest ", "Basic "))
-
-
-WORDS = [
-    "boolean", "contains", "not", "and", "or", "(", ")", "[", "]", "/", "//", ",", "=", "!=", "<",
-    ">=", '"a"', "'5'", "@Name", "tt:SimpleItem", "Track", '"2026-01-01T00:00:00Z"', "", " ", "\0",
-]  # fmt: skip
-TRACK = fromstring('<a><Track Name="5">x<Track>5</Track></Track><SimpleItem Name="a"/></a>')
-
-
-@fuzz(words=st.lists(st.sampled_from(WORDS), max_size=40))
-@example(words=["not", "("] * 25)
-@example(words=["boolean(//a["] + ["("] * 2000)
-@example(words=["boolean(//Track[Track < '5' and not(@Name != 'a')]) or contains(/a/Track, 'x')"])
-def test_filters_of_searches(words):
-    try:
-        test = read_expression("filter", " ".join(words))
-    except FaultError:
-        return
-    assert test(TRACK) in (True, False)
-
-
-PROBE = ONVIFDiscovery.WS_DISCOVERY_PROBE_MESSAGE.format(uuid=1).encode()
-
-
-@fuzz(content=damaged_bytes([PROBE]))
-@example(content=PROBE)
-@example(content=b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>")
-def test_probes(content):
-    found = Responder(UUID(int=1), "http://a:1/b", 1).answer(content, "127.0.0.1", 1)
-    if found is not None:
-        assert fromstring(found[1])[1][0].tag.endswith("ProbeMatches")
-    assert content != PROBE or found is not None

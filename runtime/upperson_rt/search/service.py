@@ -1,7 +1,7 @@
 """`search`: the one path from a request to a result.
 
 Requests are embedded, candidates come from the gallery, excluded phrases lower scores, then come
-likelihoods, evidence and notices. Library, command line, pages, API and ONVIF translate to a
+likelihoods, evidence and notices. Library, command line, pages and API translate to a
 `SearchRequest` and from a `SearchResult`, and do nothing of it themselves.
 """
 

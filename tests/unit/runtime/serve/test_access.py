@@ -28,7 +28,6 @@ from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import draw_person
 from upperson_console import accounts, side_pages
 from upperson_console.accounts import COOKIE, Accounts, BrowserSessions, add_token
-from upperson_console.onvif.security import Users
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Item
 
@@ -52,25 +51,23 @@ def listed(kind, version=1, **entry):
 
 
 @pytest.mark.parametrize(
-    ("kind", "content", "code"),
+    ("content", "code"),
     [
-        (Accounts, listed("tokens"), "credentials_empty"),
-        (Accounts, listed("tokens", version=3), None),
-        (Accounts, listed("tokens", name="a", role="boss", sha256="0" * 64), None),
-        (Accounts, listed("tokens", name="a", role="admin", sha256="0"), None),
-        (Accounts, "\udcff", "credentials_unreadable"),
-        (Accounts, '{"schema_version": 3, "model": {}}', "credentials_of_other_kind"),
-        (Users, listed("onvif_users", name="a", password="short"), None),
-        (Users, listed("tokens"), "credentials_of_other_kind"),
-        (Users, "[]", "credentials_of_other_kind"),
+        (listed("tokens"), "credentials_empty"),
+        (listed("tokens", version=3), None),
+        (listed("tokens", name="a", role="boss", sha256="0" * 64), None),
+        (listed("tokens", name="a", role="admin", sha256="0"), None),
+        ("\udcff", "credentials_unreadable"),
+        ('{"schema_version": 3, "model": {}}', "credentials_of_other_kind"),
+        ("[]", "credentials_of_other_kind"),
     ],
 )
-def test_a_malformed_credential_file_is_refused(tmp_path, kind, content, code):
+def test_a_malformed_credential_file_is_refused(tmp_path, content, code):
     file = tmp_path / "file.json"
     file.write_text(content, errors="surrogateescape")
     file.chmod(0o600)
     with pytest.raises(InputError) as found:
-        kind(file)
+        Accounts(file)
     assert code is None or (found.value.code, found.value.fields["path"]) == (code, file)
 
 
