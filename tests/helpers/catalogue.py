@@ -62,7 +62,7 @@ _WORDS = {
 }
 """Codes that pages show as words, by their contexts."""
 _KEYWORDS = {"_": None, "gettext": None, "ngettext": (1, 2)}
-_NO_PAGES = ("cli.py", "evidence_check.py", "oversight_documents.py", "server.py")
+_NO_PAGES = ("cli.py", "evidence_check.py", "server.py")
 """Ends of the names of modules that have no part in pages."""
 _CORE = [upperson_alerts.alerts, upperson_alerts.promise, upperson_rt.image_file]
 """Modules whose errors pages report."""
