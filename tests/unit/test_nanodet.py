@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.refused import refused
-from upperson_export import nanodet
+from tools import nanodet
 from upperson_rt.errors import InputError, IntegrityError
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed: extra 'cpu'")

@@ -1,0 +1,1 @@
+"""Programs for developers and for `make`, in no wheel."""
