@@ -76,7 +76,7 @@ class MqttDelivery(Delivery):
             )
 
     def announce(self, alerts: Sequence[Alert]) -> None:
-        """Announce alerts to Home Assistant, each as an event, and take back those that went."""
+        """Announce alerts to Home Assistant, each as an event; take back those it announced."""
         if not self._discovery:
             return
         topics = {f"homeassistant/event/upperson_{one.id}/config": one for one in alerts}
