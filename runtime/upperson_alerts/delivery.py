@@ -33,6 +33,8 @@ _LONGEST_DELAY_S = 3600.0
 _LONGEST_DOWN_S = 60.0
 _MOST_SECRET_BYTES = 10_000
 _SNAPSHOT_PX = 512
+_SENDING_S = 1.0
+"""How long messages are sent that were read together: they may be removed meanwhile."""
 
 
 class UnreachableError(Exception):
@@ -84,6 +86,8 @@ class Delivery(ABC):
     def deliver(self, parcels: Sequence[Parcel]) -> Iterator[tuple[str, Refusal | None]]:
         """Send messages; yield the id of each with None once it was accepted, or the refusal.
 
+        Those that are not yielded are given again.
+
         Raises:
             UnreachableError: The rest could not be sent.
         """
@@ -93,6 +97,17 @@ class Delivery(ABC):
 
     def close(self) -> None:  # noqa: B027
         """End the connection."""
+
+
+def one_by_one(
+    parcels: Sequence[Parcel], send: Callable[[Parcel], Refusal | None]
+) -> Iterator[tuple[str, Refusal | None]]:
+    """Send messages one after the other, for about a second; the rest is read again."""
+    until = time.monotonic() + _SENDING_S
+    for parcel in parcels:
+        yield parcel.id, send(parcel)
+        if time.monotonic() >= until:
+            return
 
 
 def open_delivery(address: str, options: DeliveryOptions) -> Delivery:
@@ -123,12 +138,23 @@ def open_delivery(address: str, options: DeliveryOptions) -> Delivery:
 
 
 def destination_name(address: str) -> str:
-    """Return a name of a destination without what may be secret in its address."""
-    digest = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    scheme, separator, _ = address.partition("://")
-    if separator:
-        return f"{scheme}://{urlsplit(address).netloc}#{digest}"
-    return f"{address.partition(':')[0]}#{digest}"
+    """Return a name of a destination without what may be secret in its address.
+
+    Raises:
+        UsageError: The address is malformed.
+    """
+    scheme, _, rest = address.partition(":")
+    try:
+        digest = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        host = f"://{urlsplit(address).netloc}" if rest.startswith("//") else ""
+        host.encode()
+    except ValueError as error:
+        raise UsageError(
+            f"the address {safe_repr(address)} is malformed: expected one such as "
+            "https://host/path  or  mqtt://broker/upperson/alerts",
+            code="address_malformed",
+        ) from error
+    return f"{scheme}{host}#{digest}"
 
 
 def read_secret(file: Path | None) -> str | None:
@@ -190,6 +216,9 @@ class Deliverer:
         self._version: object = None
         self._down = 0
         self._down_until = 0.0
+        self._outcomes: dict[int, Failure | None] = {}
+        """What is not noted yet, see `Outbox.settle`: more than one step's while the disk is full.
+        """
         self._is_over: Callable[[], bool] = lambda: False
         with outbox_of(gallery):
             pass
@@ -237,7 +266,12 @@ class Deliverer:
                 )
 
     def step(self) -> bool:
-        """Deliver some of what is due; return whether anything was accepted or refused."""
+        """Deliver some of what is due; return whether anything was accepted or refused.
+
+        Raises:
+            InputError: The gallery cannot be written. Nothing is delivered again meanwhile.
+        """
+        self._settle()
         with outbox_of(self._gallery) as outbox:
             due = outbox.due(self.destination, time.time(), _LONGEST_DELAY_S, _BATCH)
             version = outbox.document(VERSION)
@@ -245,29 +279,33 @@ class Deliverer:
         if not due and version == self._version:
             return False
         messages = {message.key: (message, attempts) for message, attempts in due}
-        outcomes: dict[int, Failure | None] = {}
-        was_sent = False
         try:
             if version != self._version:
                 self._delivery.announce(alerts)
                 self._version = version
             for key, refusal in self._delivery.deliver([self._parcel(one) for one, _ in due]):
-                was_sent = True
                 message, attempts = messages[key]
-                outcomes[message.seq] = (
+                self._outcomes[message.seq] = (
                     None if refusal is None else self._failure(key, refusal, attempts + 1)
                 )
                 if self._is_over():
                     break
             self._reached()
         except UnreachableError as error:
-            self._unreachable(str(error), was_sent)
+            self._unreachable(str(error), was_sent=bool(self._outcomes))
         finally:
-            if outcomes:
-                with outbox_of(self._gallery, write=True) as outbox:
-                    outbox.settle(self.destination, outcomes)
-        self.report.delivered += sum(one is None for one in outcomes.values())
-        return bool(outcomes)
+            is_any = self._settle()
+        return is_any
+
+    def _settle(self) -> bool:
+        """Note what came of deliveries; return whether there was anything to note."""
+        if not self._outcomes:
+            return False
+        with outbox_of(self._gallery, write=True) as outbox:
+            outbox.settle(self.destination, self._outcomes)
+        self.report.delivered += sum(one is None for one in self._outcomes.values())
+        self._outcomes = {}
+        return True
 
     def _reached(self) -> None:
         if not self.report.is_reachable:

@@ -1,15 +1,22 @@
 """Deliveries on this machine: a command, and standard output."""
 
 import os
+import select
 import shlex
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
+from typing import IO
 
-from upperson_alerts.delivery import Delivery, DeliveryOptions, Parcel, Refusal
+from upperson_alerts.delivery import Delivery, DeliveryOptions, Parcel, Refusal, one_by_one
 from upperson_rt.cli.output import print_line
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import safe_repr, shortened
+from upperson_rt.printable import one_line, safe_repr, shortened
+
+_PIPE_BYTES = 64 << 10
+_KEPT_BYTES = 4096
 
 
 class CommandDelivery(Delivery):
@@ -37,28 +44,70 @@ class CommandDelivery(Delivery):
 
     def deliver(self, parcels: Sequence[Parcel]) -> Iterator[tuple[str, Refusal | None]]:
         """Run the command for one message after the other."""
-        for parcel in parcels:
-            yield parcel.id, self._run(parcel)
+        yield from one_by_one(parcels, self._run)
 
     def _run(self, parcel: Parcel) -> Refusal | None:
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 self._command,
-                input=parcel.body,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                timeout=self._timeout_s,
                 env={**os.environ, "UPPERSON_MESSAGE_ID": parcel.id},
-                check=False,
+                start_new_session=True,
             )
+        except (OSError, ValueError) as error:
+            return Refusal(f"it cannot be run: {one_line(error)}")
+        assert process.stderr is not None
+        errors = _Tail(process.stderr)
+        # What the command leaves running may hold stderr: its end is not waited for.
+        process.stderr = None
+        try:
+            process.communicate(parcel.body, self._timeout_s)
         except subprocess.TimeoutExpired:
             return Refusal(f"it did not end within {self._timeout_s:g} s")
-        except OSError as error:
-            return Refusal(f"it cannot be run: {error.strerror}")
-        if done.returncode == 0:
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # Its children, too.
+                process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+            text = errors.end()
+        if process.returncode == 0:
             return None
-        last_line = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        return Refusal(shortened(f"exit code {done.returncode} {last_line}".strip()))
+        last_line = text.strip().rpartition("\n")[2]
+        return Refusal(shortened(f"exit code {process.returncode} {last_line}".strip()))
+
+
+class _Tail:
+    """Reads a pipe so that its writer never waits; keeps the end of what was written."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe, self._end = pipe, b""
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        left = _PIPE_BYTES  # Once its writer has ended, no more than a pipe holds is its own.
+        with self._pipe:
+            while left > 0:
+                was_over = self._is_over.is_set()
+                if not select.select([self._pipe], [], [], 0 if was_over else 0.02)[0]:
+                    if was_over:
+                        return
+                    continue
+                chunk = os.read(self._pipe.fileno(), _PIPE_BYTES)
+                if not chunk:
+                    return
+                self._end = (self._end + chunk)[-_KEPT_BYTES:]
+                left -= len(chunk) if was_over else 0
+
+    def end(self) -> str:
+        """Return the end of what was written so far."""
+        self._is_over.set()
+        self._thread.join()
+        return self._end.decode("utf-8", "replace")
 
 
 class StdoutDelivery(Delivery):

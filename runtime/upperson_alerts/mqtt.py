@@ -23,6 +23,11 @@ from upperson_rt.printable import get_logger, one_line, safe_repr
 _TOPIC = "upperson/alerts"
 _EVENTS = ("alert.raised", "alert.capped")
 _NO_SUBSCRIBERS = 16
+_OF_A_MESSAGE = frozenset({129, 130, 144, 149, 153})
+"""Why a broker ends a connection over what was published: it is malformed, breaks the protocol, its
+topic is invalid, it is too large, or its format is invalid."""
+_LONGEST_TOPIC = 65_000
+"""Bytes of UTF-8: MQTT has 65,535, and the id of an alert comes after it."""
 _LOG = get_logger(__name__)
 
 
@@ -42,7 +47,7 @@ class MqttDelivery(Delivery):
         except ValueError:
             self._host, port = None, None
         self._topic = unquote(parts.path).strip("/") or _TOPIC
-        if not self._host or parts.query or any(mark in self._topic for mark in "+#\0"):
+        if not self._host or parts.query or not _is_topic(self._topic):
             raise UsageError(
                 "expected the address of a broker, such as mqtt://host:1883/upperson/alerts, found "
                 f"{safe_repr(address)}",
@@ -59,6 +64,8 @@ class MqttDelivery(Delivery):
         self._acknowledged: dict[int, Any] = {}
         self._answer: Any = None
         self._is_gone = False
+        self._gone: Any = None
+        """Why the connection ended."""
         self._has_warned = False
 
     def deliver(self, parcels: Sequence[Parcel]) -> Iterator[tuple[str, Refusal | None]]:
@@ -69,7 +76,7 @@ class MqttDelivery(Delivery):
             )
 
     def announce(self, alerts: Sequence[Alert]) -> None:
-        """Announce alerts to Home Assistant, each as an event, and take back those that went."""
+        """Announce alerts to Home Assistant, each as an event; take back those it announced."""
         if not self._discovery:
             return
         topics = {f"homeassistant/event/upperson_{one.id}/config": one for one in alerts}
@@ -77,9 +84,12 @@ class MqttDelivery(Delivery):
             (topic, json.dumps(self._config(one)).encode(), topic) for topic, one in topics.items()
         ]
         messages += [(topic, b"", topic) for topic in self._announced - topics.keys()]
-        for topic, refusal in self._publish(messages, retain=True):
-            if refusal is not None:
-                _LOG.warning("the broker does not take %s: %s", topic, refusal.text)
+        while messages:  # A refusal may end the connection before the rest.
+            handled = dict(self._publish(messages, retain=True))
+            for topic, refusal in handled.items():
+                if refusal is not None:
+                    _LOG.warning("the broker does not take %s: %s", topic, refusal.text)
+            messages = [one for one in messages if one[2] not in handled]
         self._announced = set(topics)
 
     def close(self) -> None:
@@ -128,8 +138,12 @@ class MqttDelivery(Delivery):
                 self._warn_without_subscriber(code)
                 yield waiting.pop(mid), Refusal(f"it answers {code}") if code.is_failure else None
         if waiting:
-            was_gone = self._is_gone
+            was_gone, code = self._is_gone, self._gone
             self.close()
+            if was_gone and code.value in _OF_A_MESSAGE:
+                # Brokers go through messages in order: it is the first one without an answer.
+                yield next(iter(waiting.values())), Refusal(f"it answers {code}")
+                return
             lost, silent = "the connection was lost", "it acknowledges nothing within the time"
             raise UnreachableError(lost if was_gone else f"{silent}, {self._timeout_s:g} s")
 
@@ -187,13 +201,20 @@ class MqttDelivery(Delivery):
 
     def _on_disconnect(self, client: Any, data: Any, flags: Any, code: Any, more: Any) -> None:
         with self._changed:
-            self._is_gone = True
+            self._is_gone, self._gone = True, code
             self._changed.notify_all()
 
     def _on_publish(self, client: Any, data: Any, mid: int, code: Any, properties: Any) -> None:
         with self._changed:
             self._acknowledged[mid] = code
             self._changed.notify_all()
+
+
+def _is_topic(topic: str) -> bool:
+    """Whether a broker takes a topic: no wildcards, no control characters, not too long."""
+    size_bytes = len(topic.encode("utf-8", "surrogatepass"))
+    is_plain = not any(mark in "+#" or not (mark.isprintable() or mark == " ") for mark in topic)
+    return is_plain and size_bytes <= _LONGEST_TOPIC
 
 
 def _with_event(body: bytes) -> bytes:

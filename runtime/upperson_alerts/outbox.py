@@ -38,6 +38,8 @@ _TABLES = (
     )
     """,
     "CREATE INDEX IF NOT EXISTS outbox_by_topic ON outbox (topic, time)",
+    # Destinations ask several times a second, and most messages may be kept for review.
+    "CREATE INDEX IF NOT EXISTS outbox_ready ON outbox (seq) WHERE state = 'ready'",
     # Only of messages that are not accepted, of those up to `done`.
     """
     CREATE TABLE IF NOT EXISTS outbox_deliveries (
@@ -49,6 +51,8 @@ _TABLES = (
     """
     CREATE TABLE IF NOT EXISTS outbox_destinations (name TEXT PRIMARY KEY, done INTEGER NOT NULL)
     """,
+    "CREATE INDEX IF NOT EXISTS outbox_failed ON outbox_deliveries (destination, due) "
+    "WHERE state = 'failed'",
 )
 _FORGOTTEN = "/forgotten"
 """Ends the state of a message whose picture is deleted."""
@@ -231,13 +235,14 @@ class Outbox:
             AND o.seq > (SELECT done FROM outbox_destinations WHERE name = ?)
             ORDER BY o.seq LIMIT ?
         """
+        # Two searches of an index, as most of those that failed may be due later.
+        which = "SELECT seq, attempts FROM outbox_deliveries WHERE destination = ? AND state = "
         again = f"""
-            SELECT {_MESSAGE}, d.attempts FROM outbox_deliveries d JOIN outbox o USING (seq)
-            WHERE d.destination = ? AND o.state = 'ready' AND d.state = 'failed'
-            AND NOT (d.due > ? AND d.due <= ?)
-            ORDER BY o.seq LIMIT ?
+            SELECT {_MESSAGE}, d.attempts FROM ({which} 'failed' AND due <= ? UNION ALL
+            {which} 'failed' AND due > ?) d
+            JOIN outbox o USING (seq) WHERE o.state = 'ready' ORDER BY o.seq LIMIT ?
         """
-        rows = self._rows(again, destination, now, now + longest_s, most)
+        rows = self._rows(again, destination, now, destination, now + longest_s, most)
         rows += self._rows(fresh, destination, most)
         return [(_message(row), row[-1]) for row in rows[:most]]
 

@@ -8,7 +8,6 @@ import http.client
 import ssl
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 from upperson_alerts.delivery import (
     Delivery,
@@ -16,6 +15,7 @@ from upperson_alerts.delivery import (
     Parcel,
     Refusal,
     UnreachableError,
+    one_by_one,
 )
 from upperson_network.remote import http_target, http_within, is_http_address
 from upperson_rt.errors import InputError, UsageError
@@ -44,13 +44,12 @@ class WebhookDelivery(Delivery):
 
     def deliver(self, parcels: Sequence[Parcel]) -> Iterator[tuple[str, Refusal | None]]:
         """Post messages one after the other."""
-        for parcel in parcels:
-            yield parcel.id, self._post(parcel)
+        yield from one_by_one(parcels, self._post)
 
     def _post(self, parcel: Parcel) -> Refusal | None:
         headers = {"Content-Type": "application/json", "User-Agent": "upperson-rt"}
         headers |= signed_headers(parcel.id, parcel.body, time.time(), self._key)
-        is_connected = False
+        is_connected, status, after = False, 0, ""
         try:
             with http_within(self._timeout_s, self._address, self._context) as connection:
                 connection.connect()
@@ -58,14 +57,14 @@ class WebhookDelivery(Delivery):
                 connection.request("POST", http_target(self._address), parcel.body, headers)
                 answer = connection.getresponse()
                 status, after = answer.status, answer.getheader("Retry-After", "")
-                with suppress(OSError, http.client.HTTPException):  # It has answered.
-                    answer.read(_MOST_ANSWER_BYTES)
+                answer.read(_MOST_ANSWER_BYTES)
         except (OSError, ValueError, http.client.HTTPException) as error:
             if not is_connected:
                 raise UnreachableError(one_line(error)) from error
-            if isinstance(error, TimeoutError):
+            if not status and isinstance(error, TimeoutError):
                 return Refusal(f"no answer within {self._timeout_s:g} s")
-            return Refusal(f"no answer: {type(error).__name__}")
+            if not status:  # Else the status is the answer, whatever becomes of its text.
+                return Refusal(f"no answer: {type(error).__name__}")
         if 200 <= status < 300:
             return None
         is_number = after.isascii() and after.isdigit()

@@ -98,7 +98,7 @@ class SendStage(CommitStage):
                 with self._calling("buffer"):
                     self._buffer.wait(_STEP_S)
                 if self._others.is_due:
-                    self._check_others()
+                    self._each_minute()
                 continue
             try:
                 self._open()
@@ -115,7 +115,7 @@ class SendStage(CommitStage):
                 if self._ending.wait(pause_s):
                     time.sleep(_STEP_S)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        self._check_others()
+        self._each_minute()
 
     def _open(self) -> None:
         """Open a gallery whose server was away at the start, also if no row waits for it."""

@@ -16,6 +16,7 @@ from upperson_camera.stats import Counters, Durations
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.ingest.service import Ingest
+from upperson_rt.machine import trim_heap
 from upperson_rt.printable import count_of, get_logger
 
 # --- Another process with a camera of the same name
@@ -152,8 +153,8 @@ class CommitStage(Stage):
                     self._batches.done(len(waiting))
                     waiting.clear()
                 if not waiting and self._others.is_due:
-                    self._check_others()
-            self._check_others()
+                    self._each_minute()
+            self._each_minute()
         except AbandonedError:  # After an output the folder is the next thread's.
             raise
         except BaseException:
@@ -169,7 +170,9 @@ class CommitStage(Stage):
             or self._batches.is_finished
         )
 
-    def _check_others(self) -> None:
+    def _each_minute(self) -> None:
+        """Check what others added, and give back the gaps that frames leave in heaps of threads."""
+        trim_heap()
         self._crops = []  # Committed: a stuck check loses nothing.
         try:
             with self._calling("gallery"):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
-from upperson_log.chain import verify_log
+from upperson_log.chain import open_log, verify_log
 from upperson_log.timestamps import (
     MOST_STAMP_BYTES,
     TimeStamp,
@@ -140,12 +140,13 @@ class Package:
         report = verify_log(log, [chain] if chain else [])
         for text in report.problems:
             self._add(report.code, "", text)
-        with log.open("rb") as file:
-            number = 0
-            while line := file.readline(_LONGEST_LINE):
-                number += 1
-                if self.sha256.encode() in line and self._is_export(line):
-                    return number
+        number = 0
+        with open_log(log) as files:
+            for file, _ in files.opened():
+                while line := file.readline(_LONGEST_LINE):
+                    number += 1
+                    if self.sha256.encode() in line and self._is_export(line):
+                        return number
         self._add("log_line_missing", "", f"{log} has no line of this export")
         return None
 

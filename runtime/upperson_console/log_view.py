@@ -1,7 +1,8 @@
 """Lines of the query log for the page Records: newest first, filtered, page by page.
 
-A page reads the file backwards from a byte offset, and a bounded part of it, so that a log of
-months takes no longer than one of a day.
+A page reads the files backwards from a byte offset, and a bounded part of them, so that a log of
+months takes no longer than one of a day. Offsets count all files of the log as one, the oldest
+first.
 """
 
 import math
@@ -17,6 +18,7 @@ from fastapi import Query
 
 from upperson_console.times import local_time, read_time, utc_text
 from upperson_console.translation import reader
+from upperson_log.chain import open_log
 from upperson_rt.errors import InputError
 from upperson_rt.printable import safe_repr
 from upperson_rt.strict import parse_json
@@ -29,7 +31,7 @@ ACTIONS = (
     *(f"approval-{one}" for one in ("approve", "ask", "refuse")),
     *("acknowledge", "alike", "bin", "break", "browse", "delete", "export", "forbidden"),
     *("log-export", "login", "login-failed", "logout", "mark", "prune", "query", "quota"),
-    *("restore", "timeline", "unblur", "view"),
+    *("restore", "rotate", "timeline", "unblur", "view"),
 )
 """What lines of the log name as their action."""
 _LINES = 50
@@ -116,23 +118,26 @@ def read_page(
     ``before`` is the byte offset that the page before returned. Damaged lines pass an empty filter.
     """
     found: list[LogLine] = []
-    with open(path, "rb") as file:
-        end = file.seek(0, 2)
-        end = end if before is None else min(before, end)
-        for start, line in _backwards(file, end):
-            if (shown := _shown(line, where)) is not None:
-                found.append(shown)
-            if len(found) == _LINES or end - start > _MOST_BYTES:
-                return found, start or None
+    with open_log(path) as log:
+        begin = log.total_bytes
+        top = begin if before is None else min(before, begin)
+        for file, size in log.opened(newest_first=True):
+            begin -= size
+            for start, line in _backwards(file, min(size, top - begin)):
+                if (shown := _shown(line, where)) is not None:
+                    found.append(shown)
+                if len(found) == _LINES or top - begin - start > _MOST_BYTES:
+                    return found, begin + start or None
     return found, None
 
 
 def passing_lines(path: Path, where: LogFilter) -> Iterator[bytes]:
-    """Yield the lines that pass a filter as they stand in the file, oldest first."""
-    with open(path, "rb") as file:
-        for line in file:
-            if _shown(line, where) is not None:
-                yield line
+    """Yield the lines that pass a filter as they stand in the files, oldest first."""
+    with open_log(path) as log:
+        for file, _ in log.opened():
+            for line in file:
+                if _shown(line, where) is not None:
+                    yield line
 
 
 def _backwards(file: IO[bytes], end: int) -> Iterator[tuple[int, bytes]]:

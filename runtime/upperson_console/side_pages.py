@@ -19,7 +19,7 @@ from upperson_console.problems import ProblemError, invalid, missing
 from upperson_console.rendering import render, templates
 from upperson_console.service import ConsoleService
 from upperson_console.translation import LANGUAGES, zones
-from upperson_log.chain import SOON_BYTES, verify_log
+from upperson_log.chain import SOON_BYTES, open_log, verify_log
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.preprocess import use_image
 
@@ -170,7 +170,8 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         **more: Any,
     ) -> Response:
         try:
-            size = service.log.path.stat().st_size
+            with open_log(service.log.path) as log:
+                size = log.total_bytes
             lines, older = read_page(service.log.path, where, before)
         except OSError as error:
             raise ProblemError(

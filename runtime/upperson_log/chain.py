@@ -13,17 +13,26 @@ file, whose first line has the last known chain in ``"previous"`` and is chained
 and those that follow have ``"unacknowledged"``, the time of the break, until one of the action
 ``acknowledge``.
 
+A log of queries that is long enough is renamed to ``NAME.part-TIME``, a part, with a copy of its
+head, and a new file goes on. Its first line has the last chain of the part in ``"previous"`` and is
+chained to it, so that all files verify as one log, the oldest first. A kill in between leaves a
+head that is the one of the newest part. If a file is missing, the one after it continues a chain
+that no file before it ends with. A line ``acknowledge`` lists such chains.
+
 A process that may write both files can replace them as a whole. Against that, note a chain where it
 cannot write, and expect it later: everything up to its line is as it was then. No key is used: a
 process that writes the log would have it, and so would an attacker who controls that process.
 """
 
+import datetime
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -46,6 +55,10 @@ _SEAL = re.compile(
 )
 _SEAL_BYTES = 200
 """Longer than what `_SEAL` matches."""
+_PART = re.compile(r"(.+)\.part-([0-9]{14,})")
+_LAST_TIME = 253_402_300_799
+"""Unix time of the year 9999, the last one that has a date."""
+_ACKNOWLEDGE = b'"action": "acknowledge"'
 _BEGIN = b'{"time": "'
 _ENTRY = b'{"'
 _LONGEST_LINE = 64 << 20
@@ -70,7 +83,12 @@ class LogReport:
     unacknowledged: str
     """Since when a break of the log has not been acknowledged, ISO 8601; empty without one."""
     expected: dict[str, int]
-    """The line of each chain that was expected and is there: up to it nothing has changed."""
+    """The line of each chain that was expected and is there: up to it nothing has changed. Lines
+    of all files are counted, the oldest first."""
+    files: int
+    """Files of the log that are here: its parts, and the one that is written to."""
+    absent: dict[str, bool]
+    """Last chains of files that are not here, and whether that was acknowledged or is expected."""
     code: str
     """What is wrong, for programs: ``no_query_log``, ``log_unchained`` (none of its lines has a
     chain) or ``log_altered``; empty if nothing is."""
@@ -142,42 +160,180 @@ def read_head(path: Path) -> Head | None:
     return int(match[1]), match[2].decode()
 
 
-def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
-    """Read a log through."""
-    try:
+def parts_of(path: Path) -> list[Path]:
+    """Return the parts of a log, the oldest first; of a part, those before it."""
+    place = Path(os.path.realpath(path))
+    own = _PART.fullmatch(place.name)
+    stem = own[1] if own else place.name
+    found = {}
+    for part in place.parent.glob(f"{glob.escape(stem)}.part-*"):
+        match = _PART.fullmatch(part.name)
+        if match and match[1] == stem and is_plain(part):
+            found[int(match[2])] = part
+    return [found[time] for time in sorted(found) if own is None or time < int(own[2])]
+
+
+def next_part(path: Path) -> Path:
+    """Return the name that a log gets as a part: the time of its last line, after other parts.
+
+    So a rotation that was killed chooses the same name again.
+    """
+    place = Path(os.path.realpath(path))
+    seconds = min(max(0, place.stat().st_mtime), _LAST_TIME)
+    changed = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    parts = parts_of(path)
+    last = _PART.fullmatch(parts[-1].name) if parts else None
+    number = max(int(f"{changed:%Y%m%d%H%M%S}"), int(last[2]) + 1 if last else 0)
+    return place.with_name(f"{place.name}.part-{number:014d}")
+
+
+def is_plain(path: Path) -> bool:
+    """Return whether this is a regular file, and no link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogFiles:
+    """The files of a log at one moment."""
+
+    parts: list[Path]
+    file: BinaryIO | None
+    """The file that is written to, open; None between two of them."""
+    head: Head | None
+    size: int
+    """Of `file`."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all files."""
+        return sum(part.stat().st_size for part in self.parts) + self.size
+
+    def opened(self, *, newest_first: bool = False) -> Iterator[tuple[BinaryIO, int]]:
+        """Open the files one by one, and yield them with their sizes; raises OSError."""
+        places = [*self.parts, None]
+        for place in reversed(places) if newest_first else places:
+            if place is not None:
+                with open(place, "rb") as file:
+                    yield file, os.fstat(file.fileno()).st_size
+            elif self.file is not None:
+                yield self.file, self.size
+
+
+@contextmanager
+def open_log(path: Path) -> Iterator[LogFiles]:
+    """Open a log beside processes that write and rotate it; raises OSError."""
+    while True:
         if path.exists() and not path.is_file():  # Opening a pipe would wait for its other end.
             raise OSError(errno.EINVAL, "not a regular file")
-        with open(path, "rb") as file:
-            head, size = _read_both(path, file)
-            scan = Scan(path, head, expected)
-            scan.read(file, size)
+        head = read_head(path)
+        with _open_if_there(path) as file:
+            look = None if file is None else os.fstat(file.fileno())
+            parts = parts_of(path)
+            if not _is_same(path, look) or read_head(path) != head:
+                continue
+            if file is None and not parts:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            size = 0 if look is None else look.st_size
+            yield LogFiles(parts=parts, file=file, head=head, size=size)
+            return
+
+
+def _open_if_there(path: Path) -> AbstractContextManager[BinaryIO | None]:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        return nullcontext()
+
+
+def _is_same(path: Path, look: os.stat_result | None) -> bool:
+    """Return whether a name is still that of an open file, or still missing (None)."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return look is None
+    return look is not None and os.path.samestat(found, look)
+
+
+def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
+    """Read a log through, with all its parts that are here."""
+    try:
+        with open_log(path) as log:
+            scans = [_scan_part(part, expected) for part in log.parts]
+            before = read_head(log.parts[-1]) if log.parts else None
+            scans.append(Scan(path, log.head, expected, before))
+            if log.file is not None:
+                scans[-1].read(log.file, log.size)
     except FileNotFoundError as error:
         head = read_head(path)
-        if head is None or not head[0]:
+        if head is None or not head[0] or parts_of(path):  # A part was moved away meanwhile.
             raise _unreadable(path, error) from error
-        scan = Scan(path, head, expected)
+        scans = [Scan(path, head, expected)]
     except OSError as error:
         raise _unreadable(path, error) from error
-    problems, code = scan.problems(), scan.refusal_code()
-    if code:
-        line_ends = code == "log_unchained" and scan.has_other_line_ends
-        problems.insert(0, _OTHER_LINE_ENDS if line_ends else _EXPECTED[code])
-    if scan.unacknowledged:
-        problems.append(unacknowledged(path, scan.unacknowledged))
-    absent = [one for one in expected if one not in scan.found]
+    return _report(path, scans, expected)
+
+
+def _scan_part(part: Path, expected: Collection[str]) -> "Scan":
+    scan = Scan(part, read_head(part), expected)
+    with open(part, "rb") as file:
+        scan.read(file, os.fstat(file.fileno()).st_size)
+    return scan
+
+
+def _report(path: Path, scans: list["Scan"], expected: Collection[str]) -> LogReport:
+    last, problems, code = scans[-1], [], ""
+    for scan in scans:
+        name = "" if scan is last else f"{scan.name}: "
+        if own := scan.refusal_code():
+            line_ends = own == "log_unchained" and scan.has_other_line_ends
+            problems.append(name + (_OTHER_LINE_ENDS if line_ends else _EXPECTED[own]))
+        code = code or own
+        problems += [name + problem for problem in scan.problems()]
+    found, number = dict[str, int](), 0
+    for scan in scans:
+        found = {chain: number + line for chain, line in scan.found.items()} | found
+        number += scan.lines_read
+    known = {*expected}.union(*(scan.acknowledged for scan in scans))
+    absent = {}
+    for chain, name in _gaps(scans).items():
+        absent[chain] = chain in known
+        if chain not in known:
+            problems.append(
+                f"{name} does not continue the file before it: the file that ends with the chain "
+                f"{chain} is missing or out of order. Put it back; if it was archived, run  "
+                f"upperson-rt log acknowledge {path}"
+            )
+    chained = [scan for scan in scans if scan.lines]
+    since = chained[-1].unacknowledged if chained else ""
+    if since:
+        problems.append(unacknowledged(path, since))
+    missing = [one for one in expected if one not in found]
     advice = "the log was written anew, or its end is missing"
-    problems += [f"no line has the expected chain {one}: {advice}" for one in absent]
+    problems += [f"no line has the expected chain {one}: {advice}" for one in missing]
     return LogReport(
-        lines=scan.lines,
-        unchained=scan.unchained,
-        cut_off=scan.torn,
-        chain=scan.chain,
-        previous=scan.previous,
-        unacknowledged=scan.unacknowledged,
-        expected=scan.found,
+        lines=sum(scan.lines for scan in scans),
+        unchained=sum(scan.unchained for scan in scans),
+        cut_off=sum(scan.torn for scan in scans),
+        chain=chained[-1].chain if chained else "",
+        previous=next((one.previous for one in reversed(scans) if one.is_break), ""),
+        unacknowledged=since,
+        expected=found,
+        files=len(scans),
+        absent=absent,
         code=code or ("log_altered" if problems else ""),
         problems=problems,
     )
+
+
+def _gaps(scans: list["Scan"]) -> dict[str, str]:
+    """Return chains that a file continues, or that none does, with the name of the later file."""
+    found, before = {}, ""
+    for scan in scans:
+        if scan.lines:
+            if scan.link != before:
+                found[scan.link or before] = scan.name
+            before = scan.chain
+    return found
 
 
 _EXPECTED = {
@@ -192,27 +348,35 @@ _OTHER_LINE_ENDS = (
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
-    message = f"cannot read the query log {path}: {error.strerror}"
+    message = f"cannot read the query log {error.filename or path}: {error.strerror}"
     return InputError(message, code="log_unreadable", path=str(path))
-
-
-def _read_both(path: Path, file: BinaryIO) -> tuple[Head | None, int]:
-    """Return head and size of one moment: a line at most is between them."""
-    while True:
-        head, size = read_head(path), os.fstat(file.fileno()).st_size
-        if read_head(path) == head:
-            return head, size
 
 
 class Scan:
     """Reads a log, or its end, and compares it with its head."""
 
-    def __init__(self, path: Path, head: Head | None, expected: Collection[str] = ()) -> None:
-        self.lines = self.unchained = self.torn = 0
+    def __init__(
+        self,
+        path: Path,
+        head: Head | None,
+        expected: Collection[str] = (),
+        before: Head | None = None,
+    ) -> None:
+        """Prepare to read; ``before`` is the head of the newest part."""
+        self.name = path.name
+        self.lines = self.unchained = self.torn = self.lines_read = 0
         self.end = 0
         """Where the last chained line ends."""
-        self.chain = self.previous = self.unacknowledged = ""
+        self.chain = self.previous = self.link = self.unacknowledged = ""
+        """`link` is the last chain of the part before, `previous` the one that is continued: of the
+        same, or of a broken log."""
+        self.is_break = False
         self.found: dict[str, int] = {}
+        self.acknowledged: set[str] = set()
+        """Chains of files whose absence was acknowledged."""
+        self._part = before
+        self._is_part = _PART.fullmatch(path.name) is not None
+        """Whether its last line is chained: nothing may follow."""
         self._path, self._head, self._expected = path, head, expected
         self._size = 0
         self._behind: int | None = None
@@ -222,7 +386,7 @@ class Scan:
         self._wrong_count = 0
         self.has_other_line_ends = False
         """Whether a line would be chained if it did not end with CR LF."""
-        self._before, self._are_entries = _Loose(), True
+        self._first, self._are_entries = _Loose(), True
         """The lines before the first chained one, and whether they look like those of a log."""
 
     def read(self, file: BinaryIO, size: int, start: Head = (0, "")) -> None:
@@ -236,6 +400,7 @@ class Scan:
         hashed, loose, number, offset, last = _begun(self.chain), _Loose(), 0, self.end, b""
         while line := file.readline(min(_LONGEST_LINE, size - offset)):
             number += 1
+            self.lines_read = number
             offset += len(line)
             match = _SEALED.fullmatch(line.removesuffix(b"\n"))
             if match is None:
@@ -246,7 +411,7 @@ class Scan:
                     loose.add(number, line)
                 else:
                     self.unchained += 1
-                    self._before.add(number, line)
+                    self._first.add(number, line)
                     self._are_entries = self._are_entries and line.startswith(_ENTRY)
                 continue
             if offset == len(line):
@@ -254,6 +419,8 @@ class Scan:
             self._end_loose(loose, match[1])
             loose = _Loose()
             hashed.update(match[1])
+            if _ACKNOWLEDGE in match[1]:
+                self.acknowledged |= _chains_in(match[1])
             self._add(number, match[2].decode(), hashed.hexdigest(), offset)
             hashed = _begun(self.chain)
             last = line.removesuffix(b"\n")
@@ -261,9 +428,15 @@ class Scan:
             self.unacknowledged = (seal[1] or b"").decode()
         self._end_loose(loose, None)
 
+    @property
+    def is_next(self) -> bool:
+        """Whether the file goes on from the newest part and has no line yet: a kill left it so."""
+        is_empty = not self.end and self._first.are_cut_off(None)
+        return is_empty and self._part is not None and self._head == self._part
+
     def refusal_code(self) -> str:
         """Return the code of a file that is no log, or one without chains; empty for a log."""
-        if self._head == (0, "") and self._before.are_cut_off(None):
+        if self.is_next or (self._head == (0, "") and self._first.are_cut_off(None)):
             return ""  # Nothing was written yet, or the first line was cut off.
         if not self._are_entries or (self._head is None and not self._size):
             return "no_query_log"
@@ -273,10 +446,14 @@ class Scan:
         """Return one line for each thing that is wrong."""
         head, name = self._head, head_of(self._path).name
         of_whole: list[str] = []
+        if self.is_next:
+            return []
+        if self._part is not None and not self.end:
+            of_whole.append("it has no line that goes on from its parts: the log was removed")
         if head is None:
             if self.chain or head_of(self._path).exists():
                 of_whole.append(f"{name} is missing or damaged: lines at the end may be")
-        elif head[0] > self._size:
+        elif head[0] > self._size and self._behind is None:
             missing = count_of(head[0] - self._size, "byte")
             of_whole.append(f"{missing} at the end are missing: lines were removed there")
         elif self._behind is None and not self._wrong_count:
@@ -293,7 +470,8 @@ class Scan:
 
     def _end_loose(self, loose: "_Loose", body: bytes | None) -> None:
         """Count lines that were cut off; any others are problems."""
-        if loose.are_cut_off(body):
+        may_be = body is not None or not self._is_part or not loose.count
+        if loose.are_cut_off(body) and may_be:
             self.torn += loose.count
             return
         for number in range(loose.first, loose.first + loose.count):
@@ -313,13 +491,12 @@ class Scan:
 
     def _follow(self, body: bytes) -> "hashlib._Hash":
         """Return the hash of what follows the log that a first line continues, if it does."""
-        try:
-            entry = json.loads(body + b"}")
-        except (ValueError, RecursionError):
-            entry = None
-        previous = entry.get("previous") if isinstance(entry, dict) else None
-        if isinstance(previous, str) and re.fullmatch("[0-9a-f]{64}", previous):
+        entry = _entry_of(body)
+        previous = _chain_or_empty(entry.get("previous"))
+        if previous:
             self.previous = previous
+            self.is_break = entry.get("action") == "break"
+            self.link = _chain_or_empty(entry.get("part")) if self.is_break else previous
             if previous in self._expected:
                 self.found[previous] = 1
             if self._head is not None and self._head[1] == previous:
@@ -340,6 +517,27 @@ class Scan:
             self._behind = 0
         elif self._behind is not None:
             self._behind += 1
+
+
+def _entry_of(body: bytes) -> dict[str, Any]:
+    """Return what is before the chain of a line; an empty entry if that is damaged."""
+    try:
+        entry = json.loads(body + b"}")
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _chain_or_empty(value: object) -> str:
+    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else ""
+
+
+def _chains_in(body: bytes) -> set[str]:
+    """Return the chains whose absence a line acknowledges."""
+    entry = _entry_of(body)
+    details = entry.get("details") if entry.get("action") == "acknowledge" else None
+    chains = details.get("absent") if isinstance(details, dict) else None
+    return {_chain_or_empty(one) for one in chains} - {""} if isinstance(chains, list) else set()
 
 
 class _Loose:

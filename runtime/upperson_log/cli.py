@@ -120,7 +120,11 @@ def _print_report(report: "LogReport") -> None:
         if report.unchained:
             rest = f", {report.unchained} of them of older releases, not chained"
         total = report.lines + report.unchained
-        print_line(f"{count_of(total, 'line')} as they were written{rest}")
+        files = f" in {count_of(report.files, 'file')}" if report.files > 1 else ""
+        print_line(f"{count_of(total, 'line')}{files} as they were written{rest}")
+    for chain, is_known in report.absent.items():
+        if is_known:
+            print_line(f"not here, as acknowledged or expected: the file that ends with {chain}")
     if report.previous:
         print_line(f"it continues a broken log, whose last known chain is {report.previous}")
     if report.cut_off:
@@ -138,14 +142,15 @@ def acknowledge(
     reason: Annotated[str, typer.Option("--reason", help="Why, for the log.")] = "",
     output: Output,
 ) -> None:
-    """Acknowledge that a log was cut, changed or removed, and goes on in a new file.
+    """Acknowledge that a log was cut, changed or removed, or that you archived parts of it.
 
     The log gets a line with time, user and reason. Warnings end, and what was broken stays beside
-    the log as FILE.broken-1. Run it as the user who writes the log.
+    the log as FILE.broken-1. Of parts that are not here any more, the line has the last chains, and
+    `log verify` accepts that they are missing. Run it as the user who writes the log.
 
     Example: `upperson-rt log acknowledge console/query.log --reason "disk was full"`
     """
-    from upperson_log.chain import head_of
+    from upperson_log.chain import head_of, verify_log
     from upperson_log.query_log import QueryLog
 
     if not file.exists() and not head_of(file).exists():
@@ -154,11 +159,18 @@ def acknowledge(
         )
     with QueryLog(file) as log:
         problem = log.problem
-        if problem:
-            log.acknowledge(reason)
-    done = f"acknowledged: {problem}" if problem else f"nothing to acknowledge in {file}"
-    result: dict[str, Any] = {"file": str(file), "acknowledged": problem or None}
-    print_result(result, output.as_json, lambda _: print_line(done))
+        absent = [chain for chain, is_known in verify_log(file).absent.items() if not is_known]
+        if problem or absent:
+            log.acknowledge(reason, absent)
+    result: dict[str, Any] = {"file": str(file), "acknowledged": problem or None, "absent": absent}
+    done = [f"acknowledged: {problem}"] if problem else []
+    done += [f"acknowledged: the file that ends with {chain} is not here" for chain in absent]
+
+    def show(_: object) -> None:
+        for line in done or [f"nothing to acknowledge in {file}"]:
+            print_line(line)
+
+    print_result(result, output.as_json, show)
 
 
 @app.command(cls=Command)

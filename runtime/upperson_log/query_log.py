@@ -22,6 +22,7 @@ class QueryLog(ChainedLog):
 
     what = "query log"
     refuses = "no query is answered without it"
+    most_bytes = 64 << 20
 
     def write(
         self,

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -20,6 +20,9 @@ from upperson_log.chain import (
     Scan,
     cut_off,
     head_of,
+    is_plain,
+    next_part,
+    parts_of,
     read_head,
     sealed,
     unacknowledged,
@@ -53,6 +56,8 @@ class ChainedLog:
     what: ClassVar[str] = "log"
     refuses: ClassVar[str] = ""
     """What is refused while no line can be written."""
+    most_bytes: ClassVar[int] = sys.maxsize
+    """A file of this size becomes a part before the next line, see `chain`."""
 
     def __init__(self, path: str | os.PathLike[str], user: str | None = None) -> None:
         """Open a log, or make it with the permissions 0600; its folder must exist.
@@ -94,15 +99,18 @@ class ChainedLog:
         with self._current():
             self._append({**begin_entry(self.user, action), **entry, **self._open_break()})
 
-    def acknowledge(self, reason: str = "") -> None:
+    def acknowledge(self, reason: str = "", absent: Sequence[str] = ()) -> None:
         """Write a line, with a reason, that ends what `problem` says.
+
+        ``absent`` has chains of files that are not here any more, see `LogReport.absent`.
 
         Raises:
             InputError: The line cannot be written.
         """
         with self._current():
             entry = begin_entry(self.user, "acknowledge")
-            self._append({**entry, "details": {"since": self._since, "reason": reason}})
+            gone = {"absent": [*absent]} if absent else {}
+            self._append({**entry, "details": {"since": self._since, "reason": reason, **gone}})
             self._since = ""
 
     def last_chain(self) -> str:
@@ -152,13 +160,16 @@ class ChainedLog:
                     with locked(self._file):
                         if self._is_in_place():
                             broken = self._read()
-                            if not broken or not os.fstat(self._file).st_size:
+                            if not broken and self._is_full():
+                                self._rotate()
+                            elif not broken or not os.fstat(self._file).st_size:
                                 if broken or reason:
                                     self._begin_anew(reason or broken, aside)
                                 yield
                                 return
-                            reason, aside = broken, self._set_aside()
-                            self._chain = ""  # What others begin meanwhile is continued.
+                            else:
+                                reason, aside = broken, self._set_aside()
+                                self._chain = ""  # What others begin meanwhile is continued.
                     os.close(self._file)
                     self._file = -1
         except OSError as error:
@@ -184,11 +195,14 @@ class ChainedLog:
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._size = -1
         if is_new:
-            head = os.open(head_of(self.path), os.O_RDWR | os.O_CREAT, 0o600)
-            for file in (self._file, head):
-                _give(file, self._owner)
-            os.close(head)
+            _give(self._file, self._owner)
+            self._make_head(self.path)
             sync_folder(self.path.parent)
+
+    def _make_head(self, path: Path) -> None:
+        file = os.open(head_of(path), os.O_RDWR | os.O_CREAT, 0o600)
+        _give(file, self._owner)
+        os.close(file)
 
     def _is_in_place(self) -> bool:
         try:
@@ -208,28 +222,36 @@ class ChainedLog:
             start, expected = known, set()
         elif size > SOON_BYTES and head and head[0] <= size and expected <= {head[1]}:
             start, expected = head, set()
-        scan = Scan(self.path, head, expected)
+        parts = [] if start[0] else parts_of(self.path)
+        before = read_head(parts[-1]) if parts else None
+        scan = Scan(self.path, head, expected, before)
         with open(os.dup(self._file), "rb") as file:
             scan.read(file, size, start)
         problems = scan.problems()
-        if expected - scan.found.keys() and not self._is_set_aside():
+        previous = head[1] if head and scan.is_next else ""
+        if expected - scan.found.keys() and not self._is_set_aside(previous):
             problems.append("the log is not the one that this process wrote to")
-        self._last_known = (head and head[1]) or self._chain or scan.chain or self._last_known
+        known_chains = (head and head[1], self._chain, scan.chain, self._last_known)
+        self._last_known = next(filter(None, known_chains), before[1] if before else "")
         if problems:
             return problems[0]
+        if scan.is_next:
+            self._begin_next(parts[-1])
+            return ""
         self._since = scan.unacknowledged
         self._settle(scan, size, head)
         return ""
 
-    def _is_set_aside(self) -> bool:
-        """Return whether other processes have set aside the log that this one wrote to.
+    def _is_set_aside(self, previous: str) -> bool:
+        """Return whether other processes have set aside or rotated the log that this one wrote to.
 
-        The new log then begins with the line of a break, which goes on from the one set aside; that
-        one may have done so as well.
+        The new log then begins with a line that goes on from that one, which may have done so as
+        well; if it has no line yet, ``previous`` is the chain that it goes on from.
         """
         pattern = f"{glob.escape(self.path.name)}.broken-*[0-9]"
-        aside = [path for path in self.path.parent.glob(pattern) if _is_plain(path)]
-        previous = _broken_off(_read_from(self._file, 0, SOON_BYTES))
+        aside = [path for path in self.path.parent.glob(pattern) if is_plain(path)]
+        aside = [*reversed(parts_of(self.path)), *aside]
+        previous = previous or _continued(_read_from(self._file, 0, SOON_BYTES))
         while previous and previous != self._chain:
             found = next((path for path in aside if _mentions(path, previous)), None)
             if found is None:
@@ -238,7 +260,7 @@ class ChainedLog:
                 return True
             aside.remove(found)
             with open(found, "rb") as file:
-                previous = _broken_off(file.read(SOON_BYTES))
+                previous = _continued(file.read(SOON_BYTES))
         return bool(previous)
 
     def _settle(self, scan: Scan, size: int, head: Head | None) -> None:
@@ -250,6 +272,32 @@ class ChainedLog:
             write_head(self.path, end, scan.chain)
         self._size, self._end, self._chain = size, end, scan.chain
         self._changed = os.fstat(self._file).st_ctime_ns
+
+    def _is_full(self) -> bool:
+        """Return whether the next line goes into a new file.
+
+        Nothing may follow the last line of a part. Windows renames no file that is open.
+        """
+        return self._end == self._size >= self.most_bytes and sys.platform != "win32"
+
+    def _rotate(self) -> None:
+        """Make the file a part; the next one begins as after a kill right here."""
+        part = next_part(self.path)
+        self._make_head(part)
+        write_head(part, self._end, self._chain)
+        os.rename(os.path.realpath(self.path), part)
+        sync_folder(part.parent)
+
+    def _begin_next(self, part: Path) -> None:
+        """Write the first line of the file after a part."""
+        end = read_head(part) or (0, "")
+        scan = Scan(part, end)
+        with open(part, "rb") as file:
+            scan.read(file, os.fstat(file.fileno()).st_size, end)
+        os.ftruncate(self._file, 0)  # A kill may have left the beginning of this line.
+        self._size, self._end, self._chain, self._since = 0, 0, end[1], scan.unacknowledged
+        entry = {**begin_entry(process_user(), "rotate"), "details": {"part": part.name}}
+        self._append({**entry, "previous": end[1], **self._open_break()})
 
     def _set_aside(self) -> str:
         """Rename a broken log, and copy its head beside it; return the new name."""
@@ -271,6 +319,8 @@ class ChainedLog:
         details = {"reason": reason, "set_aside": aside}
         previous = {} if os.fstat(self._file).st_size else {"previous": self._last_known}
         if previous:
+            part = read_head(parts[-1]) if (parts := parts_of(self.path)) else None
+            previous |= {"part": part[1]} if part else {}
             self._size = self._end = 0
             self._chain = self._last_known
         self._append({**entry, "details": details, **previous, **self._open_break()})
@@ -316,22 +366,18 @@ def begin_entry(user: str, action: str) -> dict[str, str]:
     return {"time": now.isoformat(timespec="milliseconds"), "user": user, "action": action}
 
 
-def _broken_off(content: bytes) -> str:
-    """Return the chain from which a log goes on that begins with a break; else an empty text."""
+def _continued(content: bytes) -> str:
+    """Return the chain from which a log goes on, after a break or a part; else an empty text."""
     try:
         first = json.loads(content.partition(b"\n")[0])
-        return str(first["previous"]) if first["action"] == "break" else ""
+        return str(first["previous"]) if first["action"] in ("break", "rotate") else ""
     except (ValueError, LookupError, TypeError):
         return ""
 
 
-def _is_plain(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
-
-
 def _mentions(path: Path, chain: str) -> bool:
     """Return whether a log, or the head beside it, has a chain."""
-    for part in filter(_is_plain, (path, head_of(path))):
+    for part in filter(is_plain, (head_of(path), path)):
         with open(part, "rb") as file:
             if any(chain.encode() in line for line in file):
                 return True

@@ -55,6 +55,8 @@ class Webhook(http.server.ThreadingHTTPServer):
         self.is_silent = threading.Event()
         """While it is set, requests are not answered."""
         self.goes_on = threading.Event()
+        self.unfinished: bytes | None = None
+        """If set, the answer is 200, nine bytes are announced, and these are sent of them."""
 
 
 class _Handler(HttpHandler):
@@ -69,6 +71,13 @@ class _Handler(HttpHandler):
             self.server.on_post(headers["webhook-id"])
         if self.server.is_silent.is_set():
             self.server.goes_on.wait(30)
+        if self.server.unfinished is not None:
+            self.send_response(200)
+            self.send_header("Content-Length", "9")
+            self.end_headers()
+            self.wfile.write(self.server.unfinished)
+            self.server.goes_on.wait(30)
+            return
         answer = self.server.answers.pop(0) if self.server.answers else 204
         status, more = answer if isinstance(answer, tuple) else (answer, {})
         self.answer(status, b"", *more.items())

@@ -27,7 +27,7 @@ from upperson_rt.score_calibration import (
     write_score_calibration,
 )
 from upperson_rt.search import service, shift, verdict
-from upperson_rt.search.features import SentenceFeatures
+from upperson_rt.search.features import CANDIDATES, SentenceFeatures
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.query import SearchRequest
 from upperson_rt.search.service import SearchService
@@ -413,6 +413,43 @@ def test_hits_of_cameras_that_are_unlike_have_no_label(encoder, gallery, referen
     ):  # fmt: skip
         found = service.search(replace(REQUEST, where=Filter(camera=camera))).verdict
         assert (found.reason, found.fields) == (reason, fields)
+
+
+def with_odd_camera(encoder, gallery):
+    """Add pictures with the lowest scores; return a reference that they alone are unlike."""
+    red_D = encoder.encode_texts([SENTENCE])[0]
+    gallery.add([Item(key=f"odd {n}", camera="odd") for n in range(30)], np.stack([-red_D] * 30))
+    zero = (0.0,) * len(red_D)
+    return Reference(mean=zero, axes=(tuple(red_D.tolist()),), threshold=0.25)
+
+
+def test_what_is_likely_is_said_beside_hits_of_a_camera_that_is_unlike(
+    encoder, gallery, searched, compared
+):
+    made = calibration(encoder, reference=with_odd_camera(encoder, gallery))
+    result = searched(made=made, k=90)
+    assert result.verdict.word == "likely"
+    found = {True: set(), False: set()}
+    for hit, label in zip(result.hits, result.labels, strict=True):
+        found[hit.item.camera == "odd"].add(label)
+    assert found == {True: {""}, False: {"likely", "unlikely"}}
+
+
+def test_nobody_is_not_said_where_a_camera_is_unlike_though_none_of_its_pictures_is_a_hit(
+    encoder, gallery, searched, compared
+):
+    add_pictures(encoder, gallery, CANDIDATES, "cam1")  # More than are put in order.
+    made = calibration(encoder, background=FAR, reference=with_odd_camera(encoder, gallery))
+    for cameras, word, reason in (
+        (None, "uncalibrated", "pictures_unlike"),
+        (("cam1", "odd"), "uncalibrated", "pictures_unlike"),
+        (("cam0", "cam1"), "nobody", None),
+    ):
+        result = searched(made=made, k=10, where=Filter(camera=cameras))
+        assert "odd" not in {hit.item.camera for hit in result.hits}
+        assert word_and_reason(result) == (word, reason)
+        if reason is not None:
+            assert result.verdict.fields == {"cameras": ["odd"], "at_night": False}
 
 
 def add_pictures(encoder, gallery, count, camera, time=None):

@@ -7,7 +7,9 @@ import ssl
 import sys
 import threading
 import time
+import tracemalloc
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +21,7 @@ from tests.helpers.toy_bundle import draw_person
 from upperson_alerts import delivery as module
 from upperson_alerts.alerts import add_alert, remove_alert
 from upperson_alerts.delivery import Deliverer, DeliveryOptions, read_secret
-from upperson_alerts.outbox import Message
+from upperson_alerts.outbox import Message, Outbox
 from upperson_alerts.webhook import read_key, signed_headers
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Item
@@ -159,6 +161,53 @@ def test_an_answer_that_does_not_come_blocks_nothing_for_long(gallery, raised, w
     assert set(ids_of(webhook)) == {key}
 
 
+@pytest.mark.parametrize("content", [b"x", b""])
+def test_a_status_accepts_whatever_becomes_of_the_text_after_it(gallery, raised, webhook, content):
+    raised(1)
+    webhook.unfinished = content  # Of an answer of nine bytes, which is left open.
+    report = deliver(gallery, address_of(webhook), steps=1, timeout_s=0.5)
+    assert (report.delivered, report.refused, len(webhook.posts)) == (1, 0, 1)
+
+
+def test_nothing_is_sent_again_while_the_gallery_cannot_be_written(
+    gallery, raised, webhook, monkeypatch
+):
+    keys = raised(3)
+    webhook.answers = [204, 500, 204]
+    with open_(gallery, address_of(webhook)) as deliverer:
+        with monkeypatch.context() as full:
+
+            def settle(*_):
+                raise InputError("full", code="disk_full")
+
+            full.setattr(Outbox, "settle", settle)
+            for _ in range(4):
+                with refused("disk_full", InputError):
+                    deliverer.step()
+        assert ids_of(webhook) == keys
+        wait_for(lambda: not (deliverer.step() or waiting(gallery)))
+    assert ids_of(webhook) == [*keys, keys[1]]
+    assert (deliverer.report.delivered, deliverer.report.refused) == (3, 1)
+
+
+@pytest.mark.parametrize("kind", ["http", "command"])
+def test_what_is_removed_is_not_sent_from_what_was_read_before(
+    gallery, raised, webhook, tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr(module, "_SENDING_S", 0.0)
+    (key, *_) = raised(5)
+    script, seen = tmp_path / "notify.sh", tmp_path / "seen"
+    script.write_text(f'#!/bin/sh\necho "$UPPERSON_MESSAGE_ID" >> {seen}\n')
+    script.chmod(0o755)
+    address = address_of(webhook) if kind == "http" else f"command:{script}"
+    with open_(gallery, address) as deliverer:
+        deliverer.step()
+        with gallery.outbox(write=True) as outbox:
+            outbox.remove(topic="red")
+        assert not deliverer.step()
+    assert (ids_of(webhook) if kind == "http" else seen.read_text().split()) == [key]
+
+
 def test_a_server_that_is_away_costs_no_attempts(gallery, raised):
     keys, port = raised(60), free_port()
     with open_(gallery, f"http://127.0.0.1:{port}/", attempts=2) as deliverer:
@@ -220,6 +269,38 @@ def test_a_command_and_stdout(gallery, raised, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["data"]["id"] == key
 
 
+@pytest.mark.parametrize(
+    ("script", "accepted"),
+    [
+        ("sleep 20 & echo $! >&2", True), ("exec <&-", True),
+        ("head -c 300000 /dev/zero >&2", True),
+        ("exec cat /dev/zero >&2", False), ("sleep 300 & echo $! > pid; wait", False),
+    ],
+)  # fmt: skip
+def test_commands_that_leave_children_or_write_much(
+    gallery, raised, tmp_path, monkeypatch, script, accepted
+):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "notify.sh"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    raised(1)
+    timeout_s = 10.0 if accepted else 0.5
+    began = time.monotonic()
+    tracemalloc.start()
+    try:
+        report = deliver(gallery, f"command:{file}", steps=1, timeout_s=timeout_s)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (report.delivered, report.refused) == (int(accepted), int(not accepted))
+    assert not accepted or time.monotonic() - began < timeout_s
+    assert peak_bytes < 20_000_000
+    if (tmp_path / "pid").exists():
+        child = Path("/proc", (tmp_path / "pid").read_text().strip(), "cmdline")
+        wait_for(lambda: not child.exists() or not child.read_bytes(), 10)
+
+
 def test_a_snapshot_only_where_asked_for(gallery, raised, tmp_path, encoder):
     picture = draw_person(tmp_path / "a.png", "red")
     items = [Item(key="a", source=str(picture), box=(8, 8, 40, 100)), Item(key="b", source="gone")]
@@ -242,6 +323,9 @@ def test_other_addresses_are_refused_and_a_missing_extra_is_named(gallery, monke
         ("ftp://host/", "delivery_unknown"), ("mqtt://u:p@host/", "login_in_address"),
         ("http://host:x/", "address_malformed"), ("http://ho st/", "address_malformed"),
         ("mqtt:///topic", "address_malformed"), ("mqtt://host/a/%23", "address_malformed"),
+        ("mqtt://host/a%0Ab", "address_malformed"), ("mqtt://host/a%00b", "address_malformed"),
+        (f"mqtt://host/{'x' * 66_000}", "address_malformed"), ("mqtt://[::1", "address_malformed"),
+        ("http://[x]/", "address_malformed"), ("mqtt://\udcff/", "address_malformed"),
         ("stdout:x", "address_malformed"), ("command:", "command_not_found"),
         ("command:'", "command_malformed"), ("command:/no/such/program", "command_not_found"),
     ):  # fmt: skip
@@ -251,6 +335,16 @@ def test_other_addresses_are_refused_and_a_missing_extra_is_named(gallery, monke
     monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
     with refused("extra_missing", BackendError, extra="alerts"):
         open_(gallery, "mqtt://host")
+
+
+def test_the_name_of_a_destination_has_no_secrets():
+    for address, start in (
+        ("command:curl -H 'Authorization: hidden' https://host/hidden", "command#"),
+        ("https://host:8443/hidden?token=hidden", "https://host:8443#"),
+    ):
+        name = module.destination_name(address)
+        assert name.startswith(start)
+        assert "hidden" not in name
 
 
 def test_secrets_come_from_a_private_file_or_the_environment(tmp_path, monkeypatch):
@@ -347,6 +441,26 @@ def test_a_broker_that_forbids_the_topic_is_not_believed(gallery, raised, broker
     raised(2)
     report = deliver(gallery, f"mqtt://127.0.0.1:{broker.port}/forbidden", attempts=1)
     assert (report.delivered, report.dead) == (0, 2)
+
+
+@pytest.mark.parametrize("limit", ["max_packet_size", "message_size_limit", "a topic"])
+def test_a_message_that_ends_the_connection_does_not_stop_the_others(
+    gallery, raised, brokers, limit
+):
+    is_topic = limit == "a topic"
+    broker, subscriber = brokers("allow_anonymous true\n" + ("" if is_topic else f"{limit} 2000\n"))
+    first = raised(2)
+    with gallery.outbox(write=True) as outbox:
+        data = {"id": "bad", "picture": None, "text": "" if is_topic else "x" * 5000}
+        body = {"type": "alert.raised", "data": data}
+        topic = "a\nb" if is_topic else "red"
+        outbox.put(Message(key="bad", topic=topic, time=time.time(), body=body))
+    keys = [*first, *raised(2)]
+    with open_(gallery, f"mqtt://127.0.0.1:{broker.port}", attempts=2) as deliverer:
+        wait_for(lambda: not (deliverer.step() or waiting(gallery)))
+    assert (deliverer.report.delivered, deliverer.report.dead) == (4, 1)
+    wait_for(lambda: len(received_by(subscriber)) == 4)
+    assert received_by(subscriber) == keys
 
 
 # paho leaves the socket of a failed handshake to Python.

@@ -1,6 +1,7 @@
 """The whole camera pipeline, on drawn people with known tracks and on frames made for a purpose."""
 
 import dataclasses
+import platform
 import threading
 from collections import Counter, defaultdict
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ from upperson_camera import (
     PipelineSettings,
     parse_source,
 )
+from upperson_machine.description import resident_bytes
 from upperson_rt import extensions
 from upperson_rt.errors import InputError, IntegrityError, UsageError, install_command
 from upperson_rt.gallery import Filter, Gallery, Item
@@ -120,6 +122,26 @@ def submit_walk(pipeline, camera="gate", frames=10, start=START, **options):
         box = [BOX[0] + 2 * index, BOX[1], BOX[2] + 2 * index, BOX[3]]
         assert pipeline.submit(camera, person_frame(box=box), [box], start + index / 10, **options)
         wait_for(lambda: pipeline.stats().frame_queues[camera] <= 2)
+
+
+@pytest.mark.skipif(
+    resident_bytes("VmRSS") is None or platform.libc_ver()[0] != "glibc",
+    reason="needs Linux's /proc and glibc's heaps",
+)
+def test_what_threads_have_freed_goes_back_to_the_system_meanwhile(encoder, gallery, monkeypatch):
+    kept, full = [], []
+
+    def work():
+        blocks = [bytearray(b"x" * (64 << 10)) for _ in range(1024)]
+        kept.extend(blocks[::32])  # What stays keeps the heap from shrinking at its end.
+        full.append(resident_bytes("VmRSS"))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    monkeypatch.setattr("upperson_camera.commit._CHECK_EVERY_S", 0)
+    with Pipeline(encoder, gallery):
+        wait_for(lambda: resident_bytes("VmRSS") < full[0] - (32 << 20))
 
 
 def test_another_process_with_a_camera_of_the_same_name_is_noticed(encoder, gallery, caplog):

@@ -101,6 +101,26 @@ def test_a_destination_gets_each_message_until_it_accepts(gallery):
         assert outbox.messages() == []
 
 
+@pytest.mark.parametrize("kind", ["review", "failed", "dead"])
+def test_a_destination_asks_without_reading_what_is_not_due(gallery, kind):
+    counts = {}
+    for count in (100, 2000):
+        with gallery.outbox(write=True) as outbox:
+            outbox.begin("a")
+            for number in range(outbox.last_seq, count):
+                outbox.put(message(number, state="review" if kind == "review" else "ready"))
+            if kind != "review":
+                failure = Failure(attempts=1, due=50.0, error="no", is_dead=kind == "dead")
+                outbox.settle("a", dict.fromkeys(range(1, count + 1), failure))
+        with gallery.outbox() as outbox:
+            steps = []
+            outbox._connection.set_progress_handler(lambda steps=steps: steps.append(1), 10)
+            assert outbox.due("a", 0.0, 60.0, 50) == []
+            outbox._connection.set_progress_handler(None, 0)
+        counts[count] = len(steps)
+    assert counts[2000] <= counts[100] + 10
+
+
 def test_messages_are_filtered(gallery):
     with gallery.outbox(write=True) as outbox:
         for number in range(4):
