@@ -16,6 +16,7 @@ from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.test_signature import model_signing
 from upperson_console.evidence_check import Package, Seal
+from upperson_log.query_log import QueryLog
 from upperson_rt.gallery import Item
 from upperson_signature.signature import read_private_key
 
@@ -103,6 +104,16 @@ def test_a_signed_package_is_verified_and_is_in_the_log(sealed, package, keys):
     sealed.log.write_bytes(sealed.log.read_bytes().replace(b'"local"', b'"lacol"'))
     assert named.find_in(sealed.log) == number
     assert {one.code for one in named.problems} == {"log_altered", "log_line_differs"}
+
+
+def test_the_export_is_found_in_an_earlier_file_of_the_log(sealed, package, keys, monkeypatch):
+    report = Package(package, keys / "site.pub")
+    number = report.find_in(sealed.log)
+    monkeypatch.setattr(QueryLog, "most_bytes", 1000)
+    for sentence in ("red", "blue", "green"):
+        sealed.client.search(sentence=sentence)
+    assert report.sha256 not in sealed.log.read_text()
+    assert (report.find_in(sealed.log), report.problems) == (number, [])
 
 
 def test_a_package_can_be_verified_unpacked_by_other_programs(package, keys, tmp_path):
