@@ -34,7 +34,7 @@ def open_store(
     """
     from upperson_rt.files import remove_leftovers
     from upperson_rt.gallery import Gallery
-    from upperson_rt.gallery.sqlite.access import DATABASE_FILE
+    from upperson_rt.gallery.sqlite.database import DATABASE_FILE
 
     opened = open_model(model)
     manifest = opened.manifest
@@ -76,7 +76,7 @@ def open_to_index(
 ) -> "Iterator[tuple[Bundle, Backend, Gallery | NewGallery]]":
     """Do what `open_store` does; a folder without a gallery gets one with the first row."""
     from upperson_rt.files import remove_leftovers, require_writable
-    from upperson_rt.gallery.sqlite.access import DATABASE_FILE
+    from upperson_rt.gallery.sqlite.database import DATABASE_FILE
 
     file = Path(gallery, DATABASE_FILE)
     if "://" in gallery or file.exists():

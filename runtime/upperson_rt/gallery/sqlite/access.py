@@ -27,26 +27,10 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.errors import InputError
 from upperson_rt.files import lock_until_closed, unlock_and_close
 from upperson_rt.gallery.sqlite.schema import GUARD
 
-DATABASE_FILE = "gallery.sqlite"
-BESIDE = {
-    "-wal": 1 << 40,
-    "-shm": 1 << 30,
-    "-journal": 1 << 40,
-    "-mark": 1 << 16,
-    "-checked": 1 << 16,
-}
-"""Files beside it, and the most bytes that each has: a sparse one may name more than the memory."""
-FOLDERS = ("crops", "clips", "bin", "bin/crops", "bin/clips", "cameras")
-OWN_NAMES = (
-    *(DATABASE_FILE + ending for ending in ("", *BESIDE)),
-    *("gallery.index", "gallery.index-lock", "erasures.log"),
-    *FOLDERS,
-)
-"""What is written or deleted in the folder of a gallery: behind a link it is refused."""
 LOCK_TIMEOUT_S = 30.0
 """How long a write waits for that of another process."""
 MAIN_FILE_ONLY = "ro&immutable=1"
@@ -231,23 +215,6 @@ def folder_lock(path: Path, *, wait: bool = False, share: bool = False) -> Itera
     finally:
         if folder is not None:
             unlock_and_close(folder)
-
-
-def check_beside(path: Path) -> None:
-    """Refuse a database file beside which lies what is no file of SQLite's or ours.
-
-    Raises:
-        IntegrityError: With the code ``not_a_file`` and the ``path``.
-    """
-    for name, most_bytes in BESIDE.items():
-        beside = path.with_name(path.name + name)
-        if beside.exists() and (beside.is_dir() or beside.stat().st_size > most_bytes):
-            raise IntegrityError(
-                f"{beside} is a folder or too large: nothing was read or changed; remove it, "
-                "or put back what belongs to the gallery",
-                code="not_a_file",
-                path=beside,
-            )
 
 
 def log_of(path: Path) -> Path:

@@ -21,14 +21,7 @@ from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageE
 from upperson_rt.files import folder_near, locked_folder, make_folder, refuse_links
 from upperson_rt.gallery.protocol import no_gallery
 from upperson_rt.gallery.sqlite import access, schema
-from upperson_rt.gallery.sqlite.access import (
-    DATABASE_FILE,
-    LOCK_TIMEOUT_S,
-    MAIN_FILE_ONLY,
-    Beside,
-    Lease,
-    Log,
-)
+from upperson_rt.gallery.sqlite.access import LOCK_TIMEOUT_S, MAIN_FILE_ONLY, Beside, Lease, Log
 from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Description, SqliteMeta, Sums
 from upperson_rt.machine import lower_priority
@@ -36,6 +29,22 @@ from upperson_rt.printable import get_logger, one_line
 
 _LOG = get_logger(__name__)
 
+DATABASE_FILE = "gallery.sqlite"
+BESIDE = {
+    "-wal": 1 << 40,
+    "-shm": 1 << 30,
+    "-journal": 1 << 40,
+    "-mark": 1 << 16,
+    "-checked": 1 << 16,
+}
+"""Files beside it, and the most bytes that each has: a sparse one may name more than the memory."""
+FOLDERS = ("crops", "clips", "bin", "bin/crops", "bin/clips", "cameras")
+OWN_NAMES = (
+    *(DATABASE_FILE + ending for ending in ("", *BESIDE)),
+    *("gallery.index", "gallery.index-lock", "erasures.log"),
+    *FOLDERS,
+)
+"""What is written or deleted in the folder of a gallery: behind a link it is refused."""
 CHANGES_PROBLEM = "the log of changes is not what it should be"
 _MOST_IDLE = 16
 """Connections that are kept to be used again."""
@@ -190,7 +199,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open the file of a gallery; change nothing before the first write."""
         try:
-            refuse_links(path.parent, access.OWN_NAMES)
+            refuse_links(path.parent, OWN_NAMES)
             size_bytes = path.stat().st_size if path.is_file() else None
         except OSError as error:
             raise InputError(
@@ -207,7 +216,15 @@ class Database:
                 code="gallery_file_empty",
                 path=path,
             )
-        access.check_beside(path)
+        for name, most_bytes in BESIDE.items():
+            beside = path.with_name(path.name + name)
+            if beside.exists() and (beside.is_dir() or beside.stat().st_size > most_bytes):
+                raise IntegrityError(
+                    f"{beside} is a folder or too large: nothing was read or changed; remove it, "
+                    "or put back what belongs to the gallery",
+                    code="not_a_file",
+                    path=beside,
+                )
         self.path = path
         self.read_only = not _is_writable(path)
         self._mark = path.with_name(f"{path.name}-mark")

@@ -18,9 +18,8 @@ from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, It
 from upperson_rt.gallery.snapshots import SNAPSHOTS, remove_snapshots
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
-from upperson_rt.gallery.sqlite.access import DATABASE_FILE
 from upperson_rt.gallery.sqlite.bin import Bin, among
-from upperson_rt.gallery.sqlite.database import Database, Transaction, make
+from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
 from upperson_rt.gallery.sqlite.deletion import Eraser, Selected, outbox_in, selected
 from upperson_rt.gallery.sqlite.index import SearchIndex
 from upperson_rt.gallery.sqlite.rows import ADD, REPLACE, STORED

@@ -8,9 +8,16 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
-from upperson_rt.gallery.sqlite.access import DATABASE_FILE, FOLDERS, OWN_NAMES, log_of
+from upperson_rt.gallery.sqlite.access import log_of
 from upperson_rt.gallery.sqlite.bin import among, leave_out
-from upperson_rt.gallery.sqlite.database import Database, Transaction, make
+from upperson_rt.gallery.sqlite.database import (
+    DATABASE_FILE,
+    FOLDERS,
+    OWN_NAMES,
+    Database,
+    Transaction,
+    make,
+)
 from upperson_rt.gallery.sqlite.deletion import forget_messages
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 from upperson_rt.gallery.sqlite.rows import (

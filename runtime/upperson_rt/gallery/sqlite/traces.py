@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from upperson_rt.gallery.sqlite import rows as table
-from upperson_rt.gallery.sqlite.access import DATABASE_FILE, opened_bytes
+from upperson_rt.gallery.sqlite.access import opened_bytes
 from upperson_rt.gallery.sqlite.bin import rows_in_bin
-from upperson_rt.gallery.sqlite.database import Transaction
+from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Transaction
 from upperson_rt.gallery.sqlite.deletion import Selected, own_outbox, selected, unfinished
 from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file
