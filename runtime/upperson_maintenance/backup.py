@@ -13,14 +13,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from upperson_maintenance.backup_files import (
-    CLIPS,
     CROPS,
-    PREFIXES,
     Copies,
     changed_files,
     copy_clips,
@@ -32,7 +30,6 @@ from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import (
     make_folder,
     put_in_place,
-    refuse_links,
     require_place,
     scratch_folder,
     try_lock,
@@ -42,9 +39,7 @@ from upperson_rt.gallery.crops import crop_path
 from upperson_rt.gallery.protocol import made_now
 from upperson_rt.gallery.sqlite.stored import (
     DATABASE_FILE,
-    FOLDERS,
     INDEX_FILE,
-    OWN_NAMES,
     Database,
     SqliteGallery,
     forget_messages,
@@ -56,7 +51,6 @@ from upperson_rt.strict import Count, Positive, Sha256, read_fields, read_json
 
 MANIFEST = "backup.json"
 _LOCK = "backup.lock"
-_OWN_NAMES = (*OWN_NAMES, MANIFEST, _LOCK)
 _ROUNDS = 20
 _WRITERS = 8
 
@@ -78,8 +72,6 @@ class Manifest:
     crop_bytes: Count
     missing_crops: tuple[str, ...] = ()
     """Named by rows, and missing in the gallery itself."""
-    replaced: tuple[Count, Count] | None = None
-    """While the database is replaced: pictures and checksums of the earlier one."""
     files: dict[str, tuple[Sha256, ...]] = field(default_factory=dict)
     """Frames, clips and files of the gallery's folder: the hashes that their content may have, two
     while a changed file is replaced. Crops have theirs in their names."""
@@ -120,12 +112,11 @@ def back_up(gallery: Path, destination: Path) -> BackedUp:
         )
     with ExitStack() as stack:
         source = stack.enter_context(closing(Database(gallery / DATABASE_FILE)))
-        refuse_links(destination, _OWN_NAMES)
         lock = destination / _LOCK
         if not lock.is_file():
             require_place(destination)
         stack.enter_context(_locked(lock))
-        copies = Copies(stack.enter_context(ThreadPoolExecutor(_WRITERS)), destination)
+        copies = Copies(stack.enter_context(ThreadPoolExecutor(_WRITERS)))
         for is_increment in (_is_earlier(source, destination), False, False):
             with suppress(UnrelatedError):
                 return _back_up(source, destination, copies, is_increment)
@@ -140,7 +131,6 @@ def restore(backup: Path, gallery: Path) -> Manifest:
         IntegrityError: The backup is damaged.
     """
     backup, gallery = backup.resolve(), gallery.resolve()
-    refuse_links(backup, _OWN_NAMES)
     manifest = _read_manifest(backup)
     if manifest is None:
         raise InputError(
@@ -157,16 +147,14 @@ def restore(backup: Path, gallery: Path) -> Manifest:
     ):
         (new := scratch / "gallery").mkdir()
         with closing(Database(backup / DATABASE_FILE)) as source:
-            if problem := _mismatch(manifest, source):
-                raise _damaged(backup, [problem])
             _copy_database(source, new / DATABASE_FILE)
-        copies = Copies(pool, new, follow_links=False)  # A backup may come from others.
+        copies = Copies(pool, follow_links=False)  # A backup may come from others.
         with closing(Database(new / DATABASE_FILE)) as database, database.reading() as transaction:
             copy_crops(transaction, backup / CROPS, new / CROPS, copies)
         for name, digests in manifest.files.items():
             file, copy = crop_path(backup, name), crop_path(new, name)
             content = None
-            if file is not None and copy is not None:
+            if file is not None and copy is not None and not name.startswith("gallery."):
                 content = copies.add(file, copy)
             if content is None or hashlib.sha256(content).hexdigest() not in digests:
                 raise _damaged(backup, [f"{shortened(name)} is missing or was altered"])
@@ -218,46 +206,8 @@ def _busy(gallery: Path) -> InputError:
 
 
 def _read_manifest(backup: Path) -> Manifest | None:
-    """Read the manifest, if any; one that lists other files than backups do is refused."""
     file = backup / MANIFEST
-    if not file.is_file():
-        return None
-    manifest = read_fields(Manifest, read_json(file), str(file))
-    for name in manifest.files:
-        path = PurePosixPath(name)
-        first, is_plain = path.parts[:1], path.as_posix() == name and ".." not in path.parts
-        is_clip = first == (CLIPS,) and len(path.parts) > 1
-        is_beside = first == (name,) and name not in FOLDERS
-        is_beside = is_beside and not name.casefold().startswith((".", *PREFIXES))
-        if not is_plain or not (is_clip or is_beside) or "\0" in name:
-            raise IntegrityError(
-                f"{file} lists {shortened(name)}, which no backup does: it was altered. Use "
-                "another backup, or make a new one in another folder",
-                code="manifest_altered",
-                path=file,
-                name=name,
-            )
-    return manifest
-
-
-def _state_of(database: Database) -> tuple[int, int]:
-    """Return the number of pictures, and the sum of their checksums."""
-    with database.reading() as transaction:
-        sums = transaction.sums
-        return transaction.count(), 0 if sums is None else sums.total
-
-
-def _mismatch(manifest: Manifest, database: Database) -> str | None:
-    """Say how a copy of the database differs from what its manifest says; None if it does not."""
-    facts = database.meta.fingerprint, database.meta.embed_dim
-    if facts != (manifest.fingerprint, manifest.embed_dim):
-        return f"{DATABASE_FILE} is of another model than {MANIFEST} says"
-    found, said = _state_of(database), (manifest.pictures, manifest.checksums)
-    if found in (said, manifest.replaced):
-        return None
-    if found[0] != said[0]:
-        return f"{DATABASE_FILE} has {found[0]} pictures, {MANIFEST} says {said[0]}"
-    return f"{DATABASE_FILE} has other pictures than {MANIFEST} says"
+    return read_fields(Manifest, read_json(file), str(file)) if file.is_file() else None
 
 
 def _is_earlier(source: Database, destination: Path) -> bool:
@@ -272,19 +222,12 @@ def _is_earlier(source: Database, destination: Path) -> bool:
                 code="backup_of_other_gallery",
                 path=destination,
             )
-        # One that does not fit its manifest, as of a copy that was cut off, is made anew.
-        manifest = _read_manifest(destination)
-        is_whole = manifest is not None and _mismatch(manifest, copy) is None
-        return is_whole and copy.meta == source.meta and source.has_sums
+        return copy.meta == source.meta and source.has_sums
 
 
 def _back_up(source: Database, destination: Path, copies: Copies, is_increment: bool) -> BackedUp:
     began, gallery = time.time(), source.path.parent
     file, earlier = destination / DATABASE_FILE, _read_manifest(destination)
-    replaced = None
-    if file.exists():
-        with closing(Database(file)) as before_it:
-            replaced = _state_of(before_it)
     with ExitStack() as stack:
         place = file
         if not is_increment:
@@ -316,34 +259,30 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
             # From SQLite's index: the table has the vectors.
             sql = "SELECT count(*) FROM items INDEXED BY items_by_crop WHERE crop IS NOT NULL"
             (with_crop,) = then.execute(sql).fetchone()
-            changed = dict(changed_files(gallery, destination, files))
-            for path in [path for path in changed if not path.exists()]:  # Their absence is damage.
-                write_atomically(path, changed[path])
-            manifest = Manifest(
-                time=began,
-                generator=made_now()["generator"],
-                fingerprint=source.meta.fingerprint,
-                embed_dim=source.meta.embed_dim,
-                pictures=pictures,
-                checksums=0 if sums is None else sums.total,
-                crops=crops,
-                crop_bytes=crop_bytes,
-                missing_crops=tuple(sorted(missing)),
-                files=files,
-                replaced=replaced,
-            )
-            if replaced is not None:  # A kill from here on leaves a manifest of both databases.
-                write_atomically(destination / MANIFEST, json.dumps(asdict(manifest)))
         copy.close()
         if not is_increment:
             _remove_log(file)
             put_in_place(place, file)
-    manifest = replace(manifest, replaced=None)
+    changed = dict(changed_files(gallery, destination, files))
+    for path in [path for path in changed if not path.exists()]:  # Whose absence is damage.
+        write_atomically(path, changed[path])
+    manifest = Manifest(
+        time=began,
+        generator=made_now()["generator"],
+        fingerprint=source.meta.fingerprint,
+        embed_dim=source.meta.embed_dim,
+        pictures=pictures,
+        checksums=0 if sums is None else sums.total,
+        crops=crops,
+        crop_bytes=crop_bytes,
+        missing_crops=tuple(sorted(missing)),
+        files=files,
+    )
     write_atomically(destination / MANIFEST, json.dumps(asdict(manifest)))
     for path, content in changed.items():  # Manifests have both hashes of these.
         write_atomically(path, content)
     known = {name for name in (earlier.files if earlier else ()) if "/" not in name}
-    clips = (path for path in (destination / CLIPS).rglob("*") if path.is_file())
+    clips = (path for path in (destination / "clips").rglob("*") if path.is_file())
     names = known.union(path.relative_to(destination).as_posix() for path in clips)
     strays += [destination / name for name in names - files.keys()]
     for path in strays:

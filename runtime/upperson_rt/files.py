@@ -13,16 +13,15 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 from upperson_rt.errors import InputError
 
@@ -170,7 +169,7 @@ def _naming(path: Path) -> Iterator[None]:
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with open_regular(path) as file:
+    with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -182,52 +181,12 @@ def bytes_on_disk(look: os.stat_result) -> int:
     return blocks * _BLOCK
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file to read bytes; a pipe would be waited for, a device never ends.
-
-    Raises:
-        FileNotFoundError: Anything else, or nothing, has this name.
-        OSError: It cannot be opened.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    handle = os.open(path, flags)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise FileNotFoundError(errno.ENOENT, "it is no regular file", os.fspath(path))
-    return os.fdopen(handle, "rb")
-
-
-def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse a folder in which one of these names is a link, a pipe, a socket or a device.
-
-    What is written or deleted below a link would lie elsewhere. Names with slashes are looked up
-    folder by folder. Who may write to the folder can still put a link there later.
-
-    Raises:
-        InputError: With the code ``not_own_file`` and the ``path``.
-    """
-    paths = [PurePosixPath(name) for name in names]
-    for place in sorted({place for path in paths for place in (path, *[*path.parents][:-1])}):
-        try:
-            mode = os.lstat(folder / place).st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            kind = "a symbolic link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
-            raise InputError(
-                f"{folder / place} is {kind}, expected a file or folder of its own: nothing was "
-                "written or deleted there. Put the file or folder itself in its place; for another "
-                "disk mount that there",
-                code="not_own_file",
-                path=str(folder / place),
-            )
-
-
 def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:
     """Read a whole file that must not be longer: a sparse one may name more than the memory has."""
     try:
-        with open_regular(path) as file:
+        with open(path, "rb") as file:
             too_long = os.fstat(file.fileno()).st_size > most_bytes
+            # A device or pipe has no size.
             content = b"" if too_long else file.read(most_bytes + 1)
     except OSError as error:
         raise InputError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
@@ -447,7 +406,7 @@ def _sweep(path: Path) -> None:
     """Remove temporary folders of dead processes; an older result that one had moved comes back."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
     for folder in list(path.parent.iterdir()):
-        is_left = pattern.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
+        is_left = pattern.fullmatch(folder.name) and folder.is_dir()
         if not is_left or (lock := _locked(folder)) is None:
             continue
         try:

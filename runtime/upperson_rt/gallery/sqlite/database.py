@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
-from upperson_rt.files import folder_near, locked_folder, make_folder, refuse_links
+from upperson_rt.files import folder_near, locked_folder, make_folder
 from upperson_rt.gallery.protocol import no_gallery
 from upperson_rt.gallery.sqlite import access, schema
 from upperson_rt.gallery.sqlite.access import LOCK_TIMEOUT_S, MAIN_FILE_ONLY, Beside, Lease, Log
@@ -30,21 +30,6 @@ from upperson_rt.printable import get_logger, one_line
 _LOG = get_logger(__name__)
 
 DATABASE_FILE = "gallery.sqlite"
-BESIDE = {
-    "-wal": 1 << 40,
-    "-shm": 1 << 30,
-    "-journal": 1 << 40,
-    "-mark": 1 << 16,
-    "-checked": 1 << 16,
-}
-"""Files beside it, and the most bytes that each has: a sparse one may name more than the memory."""
-FOLDERS = ("crops", "clips", "bin", "bin/crops", "bin/clips", "cameras")
-OWN_NAMES = (
-    *(DATABASE_FILE + ending for ending in ("", *BESIDE)),
-    *("gallery.index", "gallery.index-lock", "erasures.log"),
-    *FOLDERS,
-)
-"""What is written or deleted in the folder of a gallery: behind a link it is refused."""
 CHANGES_PROBLEM = "the log of changes is not what it should be"
 _MOST_IDLE = 16
 """Connections that are kept to be used again."""
@@ -199,7 +184,8 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open the file of a gallery; change nothing before the first write."""
         try:
-            refuse_links(path.parent, OWN_NAMES)
+            if path.is_symlink():  # SQLite keeps log and locks beside the file that it leads to.
+                path = path.resolve()
             size_bytes = path.stat().st_size if path.is_file() else None
         except OSError as error:
             raise InputError(
@@ -216,12 +202,12 @@ class Database:
                 code="gallery_file_empty",
                 path=path,
             )
-        for name, most_bytes in BESIDE.items():
+        for name in ("-wal", "-shm", "-journal", "-mark"):
             beside = path.with_name(path.name + name)
-            if beside.exists() and (beside.is_dir() or beside.stat().st_size > most_bytes):
+            if beside.exists() and not beside.is_file():
                 raise IntegrityError(
-                    f"{beside} is a folder or too large: nothing was read or changed; remove it, "
-                    "or put back what belongs to the gallery",
+                    f"{beside} is no regular file: nothing was read or changed; remove it, or put "
+                    "back what belongs to the gallery",
                     code="not_a_file",
                     path=beside,
                 )

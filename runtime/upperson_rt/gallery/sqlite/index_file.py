@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.files import open_regular, put_in_place, scratch_folder
+from upperson_rt.files import put_in_place, scratch_folder
 from upperson_rt.gallery.sqlite.segments import load_faiss
 
 FORMAT = 3
@@ -72,14 +72,14 @@ def write_file(path: Path, index: Any, arrays: Arrays, stamp: Mapping[str, Any])
 
 def read_stamp(path: Path) -> dict[str, Any]:
     """Read only what an index was made from."""
-    with open_regular(path) as file:
+    with open(path, "rb") as file:
         stamp: dict[str, Any] = _read_end(file)[0]["stamp"]
         return stamp
 
 
 def read_file(path: Path) -> tuple[Any, dict[str, NDArray[Any]], dict[str, Any]]:
     """Read index, arrays and stamp, after checking all of the file."""
-    with open_regular(path) as file:
+    with open(path, "rb") as file:
         details, arrays_at, checksum_at = _read_end(file)
         file.seek(checksum_at)
         expected = int.from_bytes(file.read(8), "little")

@@ -10,14 +10,7 @@ from typing import Any, TypeAlias
 
 from upperson_rt.gallery.sqlite.access import log_of
 from upperson_rt.gallery.sqlite.bin import among, leave_out
-from upperson_rt.gallery.sqlite.database import (
-    DATABASE_FILE,
-    FOLDERS,
-    OWN_NAMES,
-    Database,
-    Transaction,
-    make,
-)
+from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
 from upperson_rt.gallery.sqlite.deletion import forget_messages
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 from upperson_rt.gallery.sqlite.rows import (
@@ -37,9 +30,7 @@ from upperson_rt.gallery.sqlite.store import SqliteGallery
 __all__ = [
     "COLUMNS",
     "DATABASE_FILE",
-    "FOLDERS",
     "INDEX_FILE",
-    "OWN_NAMES",
     "Database",
     "SqliteGallery",
     "StoredRow",

@@ -370,115 +370,23 @@ def test_a_damaged_gallery_does_not_replace_its_backup(made, copy):
     assert everything(copy)[0] == before[0]
 
 
-@pytest.mark.parametrize("kind", ["crop", "folder"])
+@pytest.mark.parametrize("kind", ["crop", "folder", "name"])
 def test_a_backup_of_others_brings_no_file_from_elsewhere(tmp_path, made, copy, kind):
     back_up(made, copy)
     secret = tmp_path / "secret"
     save(secret, "file", content=b"secret")
-    crop = next((copy / "crops").rglob("*.jpg"))
+    crop, manifest = next((copy / "crops").rglob("*.jpg")), copy / MANIFEST
     if kind == "crop":
         crop.unlink()
         crop.symlink_to(secret / "file")
-    else:
+    elif kind == "folder":
         shutil.move(crop.parent, secret / "day")
         crop.parent.symlink_to(secret / "day")
-    with refused("backup_damaged", IntegrityError):
-        restore(copy, tmp_path / "back")
-    assert not (tmp_path / "back").exists()
-
-
-HOSTILE_NAMES = (
-    *("gallery.sqlite", "gallery.sqlite-wal", "./gallery.sqlite-wal", "clips/../gallery.sqlite"),
-    *("GALLERY.sqlite", "backup.lock", "crops/gate/x.jpg", "../x", "/etc/x", "clips", "clips//x"),
-    *("bin/crops/x.jpg", ".hidden", "", "a/b", "clips/./x"),
-)
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_a_manifest_names_what_backups_have(tmp_path, made, copy, name):
-    back_up(made, copy)
-    before, manifest = everything(copy), copy / MANIFEST
-    text = manifest.read_text()
-    found = json.loads(text)
-    found["files"][name] = [64 * "0"]
-    manifest.write_text(json.dumps(found))
-    for call in (lambda: restore(copy, tmp_path / "back"), lambda: back_up(made, copy)):
-        with refused("manifest_altered", IntegrityError, name=name):
-            call()
-    manifest.write_text(text)
-    assert everything(copy) == before
-    assert not (tmp_path / "back").exists()
-
-
-LINKS = ("crops", "clips", "gallery.sqlite", "backup.lock", MANIFEST)
-
-
-@pytest.mark.parametrize("is_new", [True, False])
-@pytest.mark.parametrize("name", [*LINKS, "crops/gate", "clips/gate"])
-def test_a_backup_writes_and_deletes_nothing_behind_a_link(tmp_path, made, copy, name, is_new):
-    victim, place = tmp_path / "victim", copy / name
-    save(victim, "file", content=b"of others")
-    if is_new:
-        save(copy, "backup.lock", content=b"")
     else:
-        back_up(made, copy)
-    with Gallery.open(made) as gallery:
-        fill(gallery, 100, 120)
-    if place.is_dir():
-        shutil.rmtree(place)
-    place.unlink(missing_ok=True)
-    place.parent.mkdir(exist_ok=True)
-    place.symlink_to(victim if "." not in name else victim / "file")
-    with refused("not_own_file", InputError):
-        back_up(made, copy)
-    if name in LINKS:
-        with refused("not_own_file", InputError):
-            restore(copy, tmp_path / "back")
-    assert [path.name for path in victim.rglob("*")] == ["file"]
-    assert (victim / "file").read_bytes() == b"of others"
-
-
-@pytest.mark.parametrize("name", [*LINKS, "scores.json"])
-def test_what_is_no_file_is_not_waited_for(tmp_path, made, copy, name):
-    """A pipe has no end, a sparse file of a terabyte no room in memory."""
-    back_up(made, copy)
-    place = copy / name
-    if place.is_dir():
-        place = next(path for path in place.rglob("*") if path.is_file())
-    content = place.read_bytes()
-    for make in (os.mkfifo, lambda path: (path.touch(), os.truncate(path, 1 << 40))):
-        place.unlink()
-        make(place)
-        if name != "backup.lock" or not place.is_file():
-            with pytest.raises((InputError, IntegrityError)):
-                restore(copy, tmp_path / "back")
-        assert not (tmp_path / "back").exists()
-        if name == "scores.json" or (name == "crops" and not place.is_file()):
-            back_up(made, copy)  # Puts the file in its place again.
-            assert place.read_bytes() == content
-    if name in ("crops", "clips"):
-        other = made / place.relative_to(copy)
-        other.unlink()
-        os.mkfifo(other)
-        back_up(made, tmp_path / "new")
-
-
-def test_a_database_of_another_state_than_its_manifest_is_refused(tmp_path, made, copy):
-    back_up(made, copy)
-    older = (copy / "gallery.sqlite").read_bytes()
-    with Gallery.open(made) as gallery:
-        fill(gallery, 100, 120)
-    back_up(made, copy)
-    (copy / "gallery.sqlite").write_bytes(older)
+        found = json.loads(manifest.read_text())
+        found["files"]["gallery.sqlite-wal"] = [64 * "0"]
+        manifest.write_text(json.dumps(found))
+        save(copy, "gallery.sqlite-wal", content=b"")
     with refused("backup_damaged", IntegrityError):
         restore(copy, tmp_path / "back")
-    assert not back_up(made, copy).is_increment
-    assert everything(copy) == everything(made)
-    restore(copy, tmp_path / "back")
-
-    for key, value in (("fingerprint", "another"), ("embed_dim", 8), ("checksums", 1)):
-        text = (copy / MANIFEST).read_text()
-        (copy / MANIFEST).write_text(json.dumps(json.loads(text) | {key: value}))
-        with refused("backup_damaged", IntegrityError):
-            restore(copy, tmp_path / "other")
-        (copy / MANIFEST).write_text(text)
+    assert not (tmp_path / "back").exists()
