@@ -230,8 +230,11 @@ def read_bounded(
 def link_below(folder: Path, place: Path) -> Path | None:
     """Return the first symbolic link on the way from a folder to a place in it, None without one.
 
-    The folder itself may be a link, or lie behind one. ``place`` begins with it and may be missing.
+    The folder itself may be a link, or lie behind one. A place that does not begin with the folder
+    counts as a link; one that is missing is none.
     """
+    if not place.is_relative_to(folder):
+        return place
     names = place.relative_to(folder).parts
     places = (folder.joinpath(*names[:count]) for count in range(1, len(names) + 1))
     return next((one for one in places if one.is_symlink()), None)
