@@ -80,9 +80,10 @@ def copy_crops(transaction: Transaction, crops: Path, copies_dir: Path, copies: 
     names = (name for (name,) in transaction.execute(sql))
     for folder, group in itertools.groupby(names, os.path.dirname):
         there = set[str]()
-        if crop_path(copies_dir, os.path.join(folder, "crop")) is not None:
+        place = copies_dir / folder
+        if place.is_relative_to(copies_dir) and ".." not in place.relative_to(copies_dir).parts:
             require_no_links(copies_dir.parent, os.path.join(copies_dir.name, folder))
-            with suppress(OSError), os.scandir(copies_dir / folder) as entries:
+            with suppress(OSError, ValueError), os.scandir(place) as entries:
                 there = {one.name for one in entries if one.is_file(follow_symlinks=False)}
         for name in group:
             if os.path.basename(name) in there:
