@@ -17,12 +17,14 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import (
     lock_until_closed,
     make_folder,
+    open_regular,
+    require_no_links,
     sync_folder,
     try_lock,
     write_all_atomically,
 )
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.crops import crop_path
+from upperson_rt.gallery.crops import own_path
 from upperson_rt.ingest.service import Crop
 from upperson_rt.printable import get_logger
 from upperson_rt.strict import parse_json, read_fields
@@ -52,6 +54,8 @@ class CropFolder:
             for crop in crops
             if crop.jpeg is not None and crop.item.crop is not None
         }
+        for place in {path.parent for path in pictures}:
+            require_no_links(self.folder.parent, os.path.relpath(place, self.folder.parent))
         new = [path for path in pictures if not path.exists()]
         with self._note.kept([crop.item for crop in crops]):
             try:
@@ -169,12 +173,16 @@ def _not_writable(path: Path, error: OSError) -> InputError:
 
 def remove_unfinished(gallery: Gallery, crops_dir: Path) -> None:
     """Remove pictures that killed processes saved and did not commit."""
+    require_no_links(crops_dir.parent)
     removed = 0
     for path in sorted(crops_dir.glob(f"{_PREFIX}*.json")):
         try:
-            file = path.open("r+b")
+            file = open_regular(path)
         except FileNotFoundError:
             continue  # Its process ended, or another one has seen to it.
+        except OSError as error:
+            _log.warning("note %s is not followed: %s", path, error.strerror)
+            continue
         with file:
             if not try_lock(file.fileno()):
                 continue  # Its process lives, or that is unknown.
@@ -217,7 +225,7 @@ def _remove_pictures(gallery: Gallery, crops_dir: Path, note: _Note) -> int:
     named = {item.crop for item in gallery.items(period)}
     removed = 0
     for name in note.pictures:
-        path = crop_path(crops_dir, name)
+        path = own_path(crops_dir, name)
         if path is None:
             continue  # Nothing outside is ever touched, whatever a note says.
         for half in path.parent.glob(f".{glob.escape(path.name)}.*"):

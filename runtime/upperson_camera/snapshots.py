@@ -53,7 +53,7 @@ class SnapshotWriter:
         self._last, self._may_be_there = None, False
         try:
             remove_snapshot(self._folder, self._camera)
-        except OSError as error:
+        except (OSError, UppersonError) as error:
             self._log(error)
 
     def _write(self, frame: Frame, regions: Regions) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from upperson_console.opaque_ids import KEY_BYTES, IdPermutation
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.files import make_folder
+from upperson_rt.files import make_folder, require_no_links
 from upperson_rt.gallery.sqlite.schema import checksum_of_values
 from upperson_rt.printable import one_line
 
@@ -117,6 +117,7 @@ class UserState:
         self._lock = threading.Lock()
         try:
             make_folder(path.parent, 0o700)
+            require_no_links(path.parent)
             if not path.exists():
                 path.touch(0o600)
             self._connection = sqlite3.connect(

@@ -8,28 +8,33 @@ gone, so a kill leaves the earlier backup or the new one, whole.
 
 import hashlib
 import json
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from upperson_maintenance.backup_files import (
+    CLIPS,
     CROPS,
     Copies,
     changed_files,
     copy_clips,
     copy_crops,
+    is_listed,
     unnamed_files,
 )
 from upperson_maintenance.follow import UnrelatedError, follow
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import (
     make_folder,
+    open_regular,
     put_in_place,
+    require_no_links,
     require_place,
     scratch_folder,
     try_lock,
@@ -42,6 +47,7 @@ from upperson_rt.gallery.sqlite.stored import (
     INDEX_FILE,
     Database,
     SqliteGallery,
+    Transaction,
     forget_messages,
     leave_out,
     log_of,
@@ -56,8 +62,26 @@ _WRITERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What the rows of a database come to."""
+
+    pictures: Count
+    checksums: Count
+
+    @classmethod
+    def of(cls, transaction: Transaction) -> "Rows":
+        """Return those of now."""
+        sums = transaction.sums
+        return cls(pictures=transaction.count(), checksums=0 if sums is None else sums.total)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a backup holds, as ``backup.json`` says it."""
+    """What a backup holds, as ``backup.json`` says it.
+
+    Raises:
+        IntegrityError: On construction, if it lists a file that no backup lists.
+    """
 
     format: Literal[1] = 1
     time: float
@@ -75,6 +99,29 @@ class Manifest:
     files: dict[str, tuple[Sha256, ...]] = field(default_factory=dict)
     """Frames, clips and files of the gallery's folder: the hashes that their content may have, two
     while a changed file is replaced. Crops have theirs in their names."""
+    changing: tuple[Rows, ...] = ()
+    """What its rows may come to as well, while the database is brought up to date."""
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if not is_listed(name):
+                raise IntegrityError(
+                    f"it lists {shortened(name)}, which is the name of no file that a backup "
+                    "lists: it was altered. Use another backup, or back up into a new folder",
+                    code="backup_name",
+                    name=name,
+                )
+
+    @property
+    def known_rows(self) -> tuple[Rows, ...]:
+        """What the rows of the database may come to."""
+        return Rows(pictures=self.pictures, checksums=self.checksums), *self.changing
+
+    def fits(self, database: Database, rows: Rows) -> bool:
+        """Whether a database with these rows is the one of this backup."""
+        meta = database.meta
+        about = meta.fingerprint, meta.embed_dim
+        return about == (self.fingerprint, self.embed_dim) and rows in self.known_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +146,9 @@ def back_up(gallery: Path, destination: Path) -> BackedUp:
 
     Raises:
         UsageError: One of the folders lies in the other one.
-        InputError: The folder holds something else or the backup of another gallery, another backup
-            writes to it, or it cannot be written to. The earlier backup stays as it was.
+        InputError: The folder holds something else or the backup of another gallery, a symbolic
+            link lies in it, another backup writes to it, or it cannot be written to. The earlier
+            backup stays as it was.
         IntegrityError: The gallery or the earlier backup is damaged.
     """
     gallery, destination = gallery.resolve(), destination.resolve()
@@ -110,6 +158,7 @@ def back_up(gallery: Path, destination: Path) -> BackedUp:
             "choose another folder",
             code="backup_in_gallery",
         )
+    require_no_links(destination)
     with ExitStack() as stack:
         source = stack.enter_context(closing(Database(gallery / DATABASE_FILE)))
         lock = destination / _LOCK
@@ -127,10 +176,12 @@ def restore(backup: Path, gallery: Path) -> Manifest:
     """Check a backup and make a gallery of it, completely or not at all.
 
     Raises:
-        InputError: There is no backup, or there is something at the place of the gallery.
-        IntegrityError: The backup is damaged.
+        InputError: There is no backup, a symbolic link lies in its folder, there is something at
+            the place of the gallery, or too little space.
+        IntegrityError: The backup is damaged, or its database is not the one of its manifest.
     """
     backup, gallery = backup.resolve(), gallery.resolve()
+    require_no_links(backup)
     manifest = _read_manifest(backup)
     if manifest is None:
         raise InputError(
@@ -147,14 +198,19 @@ def restore(backup: Path, gallery: Path) -> Manifest:
     ):
         (new := scratch / "gallery").mkdir()
         with closing(Database(backup / DATABASE_FILE)) as source:
+            _require_fit(source, manifest, scratch)
             _copy_database(source, new / DATABASE_FILE)
         copies = Copies(pool, follow_links=False)  # A backup may come from others.
         with closing(Database(new / DATABASE_FILE)) as database, database.reading() as transaction:
             copy_crops(transaction, backup / CROPS, new / CROPS, copies)
+        found, listed = (copies.files, copies.bytes), (manifest.crops, manifest.crop_bytes)
+        if found != listed and not manifest.changing:
+            problem = f"expected {count_of(listed[0], 'crop')} of {listed[1]} bytes, found "
+            raise _damaged(backup, [f"{problem}{found[0]} of {found[1]} bytes"])
         for name, digests in manifest.files.items():
             file, copy = crop_path(backup, name), crop_path(new, name)
             content = None
-            if file is not None and copy is not None and not name.startswith("gallery."):
+            if file is not None and copy is not None:
                 content = copies.add(file, copy)
             if content is None or hashlib.sha256(content).hexdigest() not in digests:
                 raise _damaged(backup, [f"{shortened(name)} is missing or was altered"])
@@ -167,6 +223,31 @@ def restore(backup: Path, gallery: Path) -> Manifest:
         require_place(gallery)
         put_in_place(new, gallery)
     return manifest
+
+
+def _require_fit(source: Database, manifest: Manifest, scratch: Path) -> None:
+    """Refuse a database that is not the one of the manifest, or that finds no space."""
+    backup = source.path.parent
+    with source.reading() as transaction:
+        rows = Rows.of(transaction)
+    if not manifest.fits(source, rows):
+        raise IntegrityError(
+            f"{MANIFEST} of {backup} is of {count_of(manifest.pictures, 'picture')}, and its "
+            f"{DATABASE_FILE} has {rows.pictures}, or other ones: they are of two times, or one "
+            "was altered. Nothing was restored: repeat the backup, or the copy of all its files",
+            code="backup_mixed",
+            path=backup,
+            expected=manifest.pictures,
+            found=rows.pictures,
+        )
+    size, free = source.path.stat().st_size, shutil.disk_usage(scratch).free
+    if size + manifest.crop_bytes > free:
+        raise InputError(
+            f"the backup {backup} takes {(size + manifest.crop_bytes) / 1e6:.1f} MB, and "
+            f"{scratch.parent} has {free / 1e6:.1f} MB left: nothing was restored; free some space",
+            code="disk_full",
+            path=scratch.parent,
+        )
 
 
 def _damaged(backup: Path, problems: list[str]) -> IntegrityError:
@@ -185,7 +266,9 @@ def _locked(lock: Path) -> Iterator[None]:
     folder = lock.parent
     try:
         make_folder(folder)
-        with open(lock, "rb" if lock.exists() else "xb") as file:
+        with suppress(FileExistsError):
+            open(lock, "xb").close()
+        with open_regular(lock, follow_links=False) as file:
             if not try_lock(file.fileno()):
                 raise _in_use(folder)
             yield
@@ -222,7 +305,10 @@ def _is_earlier(source: Database, destination: Path) -> bool:
                 code="backup_of_other_gallery",
                 path=destination,
             )
-        return copy.meta == source.meta and source.has_sums
+        manifest = _read_manifest(destination)
+        with copy.reading() as transaction:
+            fits = manifest is None or manifest.fits(copy, Rows.of(transaction))
+        return fits and copy.meta == source.meta and source.has_sums
 
 
 def _back_up(source: Database, destination: Path, copies: Copies, is_increment: bool) -> BackedUp:
@@ -255,24 +341,27 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
             forget_messages(then)  # Of what is in the bin.
             files = copy_clips(gallery, destination, copies, earlier.files if earlier else {})
             strays, crops, crop_bytes = unnamed_files(then, destination / CROPS)
-            pictures, sums = then.count(), then.sums
+            rows = Rows.of(then)
             # From SQLite's index: the table has the vectors.
             sql = "SELECT count(*) FROM items INDEXED BY items_by_crop WHERE crop IS NOT NULL"
             (with_crop,) = then.execute(sql).fetchone()
+            if earlier is not None and rows not in earlier.known_rows:
+                # A kill leaves rows of before or of now.
+                between = replace(earlier, changing=(*earlier.changing, rows))
+                write_atomically(destination / MANIFEST, json.dumps(asdict(between)))
         copy.close()
         if not is_increment:
             _remove_log(file)
             put_in_place(place, file)
     changed = dict(changed_files(gallery, destination, files))
-    for path in [path for path in changed if not path.exists()]:  # Whose absence is damage.
+    for path in [path for path in changed if not path.is_file()]:  # Whose absence is damage.
         write_atomically(path, changed[path])
     manifest = Manifest(
         time=began,
         generator=made_now()["generator"],
         fingerprint=source.meta.fingerprint,
         embed_dim=source.meta.embed_dim,
-        pictures=pictures,
-        checksums=0 if sums is None else sums.total,
+        **asdict(rows),
         crops=crops,
         crop_bytes=crop_bytes,
         missing_crops=tuple(sorted(missing)),
@@ -282,7 +371,7 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
     for path, content in changed.items():  # Manifests have both hashes of these.
         write_atomically(path, content)
     known = {name for name in (earlier.files if earlier else ()) if "/" not in name}
-    clips = (path for path in (destination / "clips").rglob("*") if path.is_file())
+    clips = (path for path in (destination / CLIPS).rglob("*") if not path.is_dir())
     names = known.union(path.relative_to(destination).as_posix() for path in clips)
     strays += [destination / name for name in names - files.keys()]
     for path in strays:
@@ -298,7 +387,7 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
         files_copied=copies.files + len(changed),
         bytes_copied=copies.bytes + sum(map(len, changed.values())),
         files_removed=len(strays),
-        pictures_without_crop=pictures - with_crop,
+        pictures_without_crop=rows.pictures - with_crop,
     )
 
 

@@ -1,5 +1,6 @@
 """The files of a backup: crops, frames, clips, and what else lies in the folder of a gallery."""
 
+import errno
 import hashlib
 import itertools
 import os
@@ -8,12 +9,22 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 
-from upperson_rt.files import sha256_of_file, write_all_atomically
+from upperson_rt.errors import InputError
+from upperson_rt.files import (
+    IRREGULAR,
+    open_regular,
+    require_no_links,
+    sha256_of_file,
+    write_all_atomically,
+)
 from upperson_rt.gallery.clips import all_clips
 from upperson_rt.gallery.crops import crop_path
 from upperson_rt.gallery.sqlite.stored import Transaction, unnamed_crops
 
-CROPS = "crops"
+CROPS, CLIPS = "crops", "clips"
+MOST_BYTES = 512 << 20
+"""Of one file: a clip of a minute takes less, and each is read as a whole."""
+_MISSING = (*IRREGULAR, errno.ENOENT, errno.ENOTDIR)
 _NAMES_AT_A_TIME = 10_000
 _FILES_AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 << 20
 
@@ -30,14 +41,21 @@ class Copies:
     def add(self, file: Path, copy: Path) -> bytes | None:
         """Copy a file, at the latest at the next `flush`; return its content, None if it is gone.
 
-        Missing folders are made.
+        Missing folders are made. What is no regular file counts as gone.
+
+        Raises:
+            InputError: It is longer than `MOST_BYTES`.
         """
         try:
             if not self._follow_links and file.resolve() != file:
                 return None
-            content = file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
+            with open_regular(file, follow_links=self._follow_links) as opened:
+                _require_size(file, os.fstat(opened.fileno()).st_size)
+                content = opened.read(MOST_BYTES)
+        except OSError as error:
+            if error.errno in _MISSING:
+                return None
+            raise
         self._waiting[copy] = content
         self.files += 1
         self.bytes += len(content)
@@ -58,11 +76,15 @@ def copy_crops(transaction: Transaction, crops: Path, copies_dir: Path, copies: 
     """Copy the crops that rows name and that are not there yet; return those that are missing."""
     missing = set[str]()
     binned = crops.parent / "bin" / CROPS  # A restored row is there before its crop is back.
-    names = transaction.execute("SELECT crop FROM items WHERE crop IS NOT NULL ORDER BY crop")
-    for folder, group in itertools.groupby((name for (name,) in names), os.path.dirname):
+    sql = "SELECT DISTINCT crop FROM items WHERE crop IS NOT NULL ORDER BY crop"
+    names = (name for (name,) in transaction.execute(sql))
+    for folder, group in itertools.groupby(names, os.path.dirname):
         there = set[str]()
-        with suppress(OSError, ValueError):
-            there.update(os.listdir(copies_dir / folder))
+        place = copies_dir / folder
+        if place.is_relative_to(copies_dir) and ".." not in place.relative_to(copies_dir).parts:
+            require_no_links(copies_dir.parent, os.path.join(copies_dir.name, folder))
+            with suppress(OSError, ValueError), os.scandir(place) as entries:
+                there = {one.name for one in entries if one.is_file(follow_symlinks=False)}
         for name in group:
             if os.path.basename(name) in there:
                 continue
@@ -77,13 +99,14 @@ def copy_crops(transaction: Transaction, crops: Path, copies_dir: Path, copies: 
 def copy_clips(
     gallery: Path, destination: Path, copies: Copies, known: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, ...]]:
-    """Copy frames and clips that are not there yet; return the hashes of all."""
+    """Copy frames and clips that ``known`` does not name or that are gone; return their hashes."""
     files = dict[str, tuple[str, ...]]()
     for clip in all_clips(gallery / CROPS):
         name = clip.path.relative_to(gallery).as_posix()
         copy = destination / name
-        if copy.exists():
-            files[name] = known.get(name) or (sha256_of_file(copy),)
+        require_no_links(destination, os.path.dirname(name))
+        if name in known and copy.is_file() and not copy.is_symlink():
+            files[name] = known[name]
         elif (content := copies.add(clip.path, copy)) is not None:
             files[name] = (hashlib.sha256(content).hexdigest(),)
     copies.flush()
@@ -95,16 +118,43 @@ def changed_files(
 ) -> Iterator[tuple[Path, bytes]]:
     """Yield the other files of the folder that are new or changed, and add the hashes of all."""
     for path in sorted(gallery.iterdir()):
-        if path.name.startswith((".", "gallery.", "backup.")) or path.suffix == ".lock":
-            continue  # The database, what is derived from it, and locks.
-        if path.is_file():
-            copy, content = destination / path.name, path.read_bytes()
+        if is_listed(path.name) and path.is_file():
+            copy = destination / path.name
+            with open_regular(path) as opened:
+                _require_size(path, os.fstat(opened.fileno()).st_size)
+                content = opened.read(MOST_BYTES)
             digests = [hashlib.sha256(content).hexdigest()]
-            if copy.is_file() and (before := sha256_of_file(copy)) != digests[0]:
+            if copy.is_file() and copy.stat().st_size <= MOST_BYTES:
+                before = sha256_of_file(copy)
+                if before == digests[0]:
+                    files[path.name] = (before,)
+                    continue
                 digests.append(before)
-            if len(digests) > 1 or not copy.exists():
-                yield copy, content
+            yield copy, content
             files[path.name] = tuple(digests)
+
+
+def is_listed(name: str) -> bool:
+    """Whether a manifest may list a file of this name: a clip, or one right in the folder.
+
+    The database, what is derived from it, manifests, locks and crops are none, in any case: some
+    file systems know no difference.
+    """
+    first, *more = parts = name.lower().split("/")
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(parts):
+        return False
+    own = first.startswith((".", "gallery.", "backup.")) or first.endswith(".lock")
+    return first == CLIPS if more else not own and first not in (CROPS, CLIPS, "bin")
+
+
+def _require_size(path: Path, size: int) -> None:
+    if size > MOST_BYTES:
+        raise InputError(
+            f"{path} has {size >> 20} MiB, expected {MOST_BYTES >> 20} at most: move it out of the "
+            "folder, as a backup takes no larger file",
+            code="file_too_large",
+            path=str(path),
+        )
 
 
 def unnamed_files(transaction: Transaction, crops_dir: Path) -> tuple[list[Path], int, int]:
@@ -119,5 +169,5 @@ def unnamed_files(transaction: Transaction, crops_dir: Path) -> tuple[list[Path]
         unnamed += [Path(part[name]) for name in gone]
         for name in part.keys() - gone:
             count += 1
-            size += os.path.getsize(part[name])
+            size += os.lstat(part[name]).st_size
     return unnamed, count, size

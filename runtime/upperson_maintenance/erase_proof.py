@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson_rt.files import read_bounded
 from upperson_rt.gallery.clips import all_clips, clips_dir
 from upperson_rt.gallery.erasures import (
     ERASURE_LOG,
@@ -38,6 +39,7 @@ from upperson_rt.gallery.sqlite.traces import (
 )
 from upperson_rt.score_calibration import SCORES_FILE, read_score_calibration
 
+_MOST_LOG_BYTES = 512 << 20
 _PRUNE = "upperson-rt gallery prune --older-than"
 
 
@@ -184,7 +186,8 @@ def _places(
 def _ids_of(gallery: SqliteGallery, erasure: str) -> NDArray[np.int64]:
     """Return the row numbers that the log has of an erasure."""
     found, file = [], gallery.path / ERASURE_LOG
-    for line in file.read_text("utf-8", "replace").splitlines() if file.exists() else ():
+    text = read_bounded(file, _MOST_LOG_BYTES).decode("utf-8", "replace") if file.exists() else ""
+    for line in text.splitlines():
         if erasure in line:
             with suppress(ValueError):  # What a crash cut off.
                 entry = json.loads(line)

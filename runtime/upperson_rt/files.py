@@ -13,15 +13,16 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from upperson_rt.errors import InputError
 
@@ -34,6 +35,8 @@ _RENAME_EXCHANGE = 2  # renameat2(2)
 _AT_FDCWD = -100
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ASKING = threading.Lock()
+IRREGULAR = (errno.EINVAL, errno.ELOOP, errno.ENXIO)
+"""Numbers of the errors of `open_regular` for what is no regular file; ENXIO is for sockets."""
 _STALE_S = 3600.0
 _SYNCS = 8  # At once: a thousand pictures take 0.07 s instead of 2 s.
 
@@ -181,21 +184,84 @@ def bytes_on_disk(look: os.stat_result) -> int:
     return blocks * _BLOCK
 
 
-def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:
-    """Read a whole file that must not be longer: a sparse one may name more than the memory has."""
+def open_regular(path: str | os.PathLike[str], *, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file to read; raises OSError for anything else, and waits for no pipe.
+
+    Without ``follow_links`` the file itself must be no symbolic link; its folders may be.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    if not follow_links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+        if os.path.islink(path):  # Not all systems have the flag.
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+    handle = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return open(handle, "rb")
+
+
+def read_bounded(
+    path: str | os.PathLike[str], most_bytes: int, *, follow_links: bool = True
+) -> bytes:
+    """Read a whole file, see `open_regular`: a sparse one may name more than the memory has.
+
+    Raises:
+        InputError: It cannot be read (``file_unreadable``), or is longer (``file_too_large``).
+    """
+    place = os.fspath(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, follow_links=follow_links) as file:
             too_long = os.fstat(file.fileno()).st_size > most_bytes
-            # A device or pipe has no size.
             content = b"" if too_long else file.read(most_bytes + 1)
     except OSError as error:
-        raise InputError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
-    if too_long or len(content) > most_bytes:
+        message = f"cannot read {place}: {error.strerror}"
+        raise InputError(message, code="file_unreadable", path=place) from error
+    if too_long or len(content) > most_bytes:  # It may have grown meanwhile.
         raise InputError(
-            f"{os.fspath(path)} has more than {most_bytes >> 20} MiB, the most that is read from a "
-            "file of its kind: choose another file"
+            f"{place} has more than {most_bytes >> 20} MiB, the most that is read from a file of "
+            "its kind: choose another file",
+            code="file_too_large",
+            path=place,
         )
     return content
+
+
+def link_below(folder: Path, place: Path) -> Path | None:
+    """Return the first symbolic link on the way from a folder to a place in it, None without one.
+
+    The folder itself may be a link, or lie behind one. A place that does not begin with the folder
+    counts as a link; one that is missing is none.
+    """
+    if not place.is_relative_to(folder):
+        return place
+    names = place.relative_to(folder).parts
+    places = (folder.joinpath(*names[:count]) for count in range(1, len(names) + 1))
+    return next((one for one in places if one.is_symlink()), None)
+
+
+def require_no_links(folder: Path, *names: str) -> None:
+    """Refuse to change a folder in which a symbolic link lies.
+
+    Without names all that lies directly in it is looked at, else the way to each of these places.
+    A missing folder has none. It is a check before work: who may write to the folder at the same
+    time can still make a link after it.
+
+    Raises:
+        InputError: There is one (``link_in_folder``), or the folder cannot be listed.
+    """
+    links: Iterable[Path | None] = (link_below(folder, folder / name) for name in names)
+    if not names and folder.is_dir():
+        with _naming(folder), os.scandir(folder) as entries:
+            links = [Path(entry.path) for entry in entries if entry.is_symlink()]
+    for link in filter(None, links):
+        raise InputError(
+            f"{link} is a symbolic link; nothing below {folder} is written or removed through one: "
+            "put a folder or file in its place, or mount the other disk there",
+            code="link_in_folder",
+            path=str(link),
+            folder=str(folder),
+        )
 
 
 def all_names(folder: Path) -> list[str]:
@@ -406,7 +472,7 @@ def _sweep(path: Path) -> None:
     """Remove temporary folders of dead processes; an older result that one had moved comes back."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
     for folder in list(path.parent.iterdir()):
-        is_left = pattern.fullmatch(folder.name) and folder.is_dir()
+        is_left = pattern.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
         if not is_left or (lock := _locked(folder)) is None:
             continue
         try:

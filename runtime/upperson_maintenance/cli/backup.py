@@ -63,7 +63,7 @@ def restore(
     place: Place,
     output: Output,
 ) -> None:
-    """Check a backup completely, and make a new gallery of it; an existing one is refused.
+    """Compare a backup with its manifest, and make a new gallery of it; no other is replaced.
 
     Example: `upperson-rt gallery restore /mnt/disk/gallery-backup -g restored`
     """

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from upperson_rt.gallery.crops import crop_path
+from upperson_rt.gallery.crops import crop_path, own_path
 from upperson_rt.printable import get_logger
 
 _LOG = get_logger(__name__)
@@ -87,7 +87,7 @@ def clips_in(folder: Path) -> Iterator[ClipFile]:
 
 
 def all_clips(crops_dir: Path) -> Iterator[ClipFile]:
-    """Yield all frames and clips of a gallery. Links are not followed."""
+    """Yield all frames and clips of a gallery; of links only the folder ``clips`` is followed."""
     for place, _, _ in os.walk(clips_dir(crops_dir)):
         yield from clips_in(Path(place))
 
@@ -105,7 +105,7 @@ def remove_clips(crops_dir: Path, crops: Iterable[str]) -> None:
     """Remove the frames and clips of crops that are replaced."""
     folder, of_day = clips_dir(crops_dir), defaultdict[Path, set[str]](set)
     for crop in crops if folder.exists() else ():
-        if (path := crop_path(folder, crop)) is not None:
+        if (path := own_path(folder, crop)) is not None:
             of_day[path.parent].add(path.stem)
     for day, stems in of_day.items():
         for file in clips_in(day):
@@ -124,7 +124,7 @@ def clips_showing(crops_dir: Path, rows: Iterable[Erased]) -> Iterator[ClipFile]
 
     The rows of a track that are deleted together stand for the time between them, and each for
     `BEFORE_S` before and `AFTER_S` after. Of other people there are no crops, but their frames and
-    clips of that time. Links to folders and files are not followed, except the folder ``clips``.
+    clips of that time. Links are not followed.
 
     Raises:
         OSError: A folder cannot be read.
@@ -148,9 +148,8 @@ def clips_showing(crops_dir: Path, rows: Iterable[Erased]) -> Iterator[ClipFile]
             if of == camera
         ]  # fmt: skip
         begins, ends = _merged(around)
-        path = crop_path(folder, f"{camera}/day/crop")
         days = folder / camera
-        if path is None or not days.is_dir() or days.resolve() != folder.resolve() / camera:
+        if own_path(folder, f"{camera}/day") is None or not days.is_dir():
             continue
         for day in days.iterdir():
             for file in () if day.is_symlink() else clips_in(day):

@@ -7,7 +7,6 @@ row of the crop, which has a checksum of its own, so a file that is not what was
 import hashlib
 import os
 import re
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.files import IRREGULAR, link_below, open_regular
 from upperson_rt.gallery.records import Item
 from upperson_rt.printable import get_logger
 
@@ -56,15 +56,12 @@ def read_crop(file: Path) -> bytes | None:
         code="crop_altered",
         path=file,
     )
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        if file.is_symlink():
-            raise altered
-        with open(os.open(file, flags | getattr(os, "O_BINARY", 0)), "rb") as opened:
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                raise altered
+        with open_regular(file, follow_links=False) as opened:
             content = opened.read(_MOST_BYTES + 1)
     except OSError as error:
+        if error.errno in IRREGULAR:
+            raise altered from error
         raise InputError(f"cannot read the crop {file}: {error.strerror}") from error
     if _digits(content) != named[1]:
         raise altered
@@ -85,6 +82,15 @@ def crop_path(folder: Path, crop: str) -> Path | None:
     path = folder / crop
     inside = path.parent.resolve().is_relative_to(folder.resolve()) and ".." not in Path(crop).parts
     return path if inside and path != folder else None
+
+
+def own_path(folder: Path, crop: str) -> Path | None:
+    """Return what `crop_path` does, and None behind a symbolic link: for writing and removing.
+
+    The folder of crops itself must be no link either; the one that it lies in may be.
+    """
+    path = crop_path(folder, crop)
+    return None if path is None or link_below(folder.parent, path.parent) else path
 
 
 def picture_file(item: Item, crops_dir: Path | None) -> Path | None:
@@ -119,10 +125,10 @@ def remove_crops(folder: Path, crops: Iterable[str]) -> list[str]:
     for crop in crops:
         parent, name = os.path.split(crop)
         if parent not in places:
-            places[parent] = crop_path(folder, os.path.join(parent, "crop"))
+            places[parent] = own_path(folder, os.path.join(parent, "crop"))
         place = None if name in ("", ".", "..") or "\0" in name else places[parent]
         if place is None:
-            _LOG.warning("crop %s lies outside of %s and was left there", crop, folder)
+            _LOG.warning("crop %s lies outside of %s or behind a link, and was left", crop, folder)
             continue
         try:
             place.with_name(name).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from upperson_rt.arguments import is_finite
 from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.files import read_bounded, write_atomically
+from upperson_rt.files import read_bounded, require_no_links, write_atomically
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Filter
 from upperson_rt.printable import get_logger
@@ -70,6 +70,7 @@ def picture_path(folder: Path, camera: str) -> Path:
 
 def write_snapshot(folder: Path, snapshot: Snapshot, jpeg: bytes) -> None:
     """Replace the snapshot of a camera; raises InputError if it cannot be written."""
+    require_no_links(folder.parent, folder.name)
     path = picture_path(folder, snapshot.camera)
     write_atomically(path, jpeg)
     write_atomically(path.with_suffix(".json"), dumps(asdict(snapshot)))
@@ -90,7 +91,8 @@ def read_snapshots(folder: Path) -> dict[str, Snapshot]:
 
 
 def remove_snapshot(folder: Path, camera: str) -> None:
-    """Remove the snapshot of a camera, if any; raises OSError."""
+    """Remove the snapshot of a camera, if any; raises OSError, or InputError behind a link."""
+    require_no_links(folder.parent, folder.name)
     path = picture_path(folder, camera)
     for file in (path, path.with_suffix(".json")):
         file.unlink(missing_ok=True)
@@ -121,5 +123,5 @@ def remove_snapshots(folder: Path, where: Filter) -> None:
         path = picture_path(folder, camera)
         try:
             remove_snapshot(folder, camera)
-        except OSError as error:
-            _LOG.warning("frame %s could not be removed: %s", path, error.strerror)
+        except (OSError, InputError) as error:
+            _LOG.warning("frame %s could not be removed: %s", path, error)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
-from upperson_rt.files import lock_until_closed, unlock_and_close
+from upperson_rt.files import lock_until_closed, read_bounded, unlock_and_close
 from upperson_rt.gallery.sqlite.schema import GUARD
 
 LOCK_TIMEOUT_S = 30.0
@@ -39,6 +39,7 @@ _WITH_LOG = f"ro&vfs={'win32' if sys.platform == 'win32' else 'unix'}-none"
 """Reads file and log without locks; the log must hold a transaction, see `Log`, else SQLite removes
 it when the connection is closed."""
 _WAL_LIMIT_BYTES = 64 << 20
+_MOST_SHARED_BYTES = 256 << 20
 _READERS_KB = 512
 """Pages that each reader keeps. SQLite's 2 MB make searches no quicker: what others write empties
 them, and the system keeps the file."""
@@ -371,7 +372,9 @@ class Beside:
         with _guard:
             self._log = log.stat() if log.exists() else None
             self._shared = shared.stat() if shared.exists() else None
-            self._content = b"" if self._shared is None else shared.read_bytes()
+            self._content = b""
+            if self._shared is not None:
+                self._content = read_bounded(shared, _MOST_SHARED_BYTES)
 
     @property
     def _places(self) -> tuple[Path, Path]:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from upperson_rt.errors import InputError
-from upperson_rt.files import locked_folder, make_folder, write_atomically
+from upperson_rt.files import locked_folder, make_folder, require_no_links, write_atomically
 from upperson_rt.gallery.clips import Erased, all_clips, clips_dir, clips_showing, erase_clips
-from upperson_rt.gallery.crops import crop_path, has_hash, remove_crops
+from upperson_rt.gallery.crops import has_hash, own_path, remove_crops
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Item
 from upperson_rt.gallery.sqlite import rows as table
@@ -230,6 +230,8 @@ class Bin:
     def _settling(self) -> Iterator[None]:
         """Let no other thread or process change the bin meanwhile, and move files at the end."""
         try:
+            for folder in (self._crops_dir.parent, self.crops_dir.parent):
+                require_no_links(folder)
             make_folder(self.crops_dir.parent)
             with locked_folder(self.crops_dir.parent):
                 yield
@@ -270,7 +272,7 @@ class Bin:
 
 def _move(source: Path, target: Path, name: str | Path, copy: bool = False) -> None:
     """Move or copy a file, if it is there."""
-    old, new = crop_path(source, str(name)), crop_path(target, str(name))
+    old, new = own_path(source, str(name)), own_path(target, str(name))
     if old is None or new is None or not old.is_file():
         return
     make_folder(new.parent)

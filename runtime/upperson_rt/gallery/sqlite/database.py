@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
-from upperson_rt.files import folder_near, locked_folder, make_folder
+from upperson_rt.files import folder_near, locked_folder, make_folder, read_bounded
 from upperson_rt.gallery.protocol import no_gallery
 from upperson_rt.gallery.sqlite import access, schema
 from upperson_rt.gallery.sqlite.access import LOCK_TIMEOUT_S, MAIN_FILE_ONLY, Beside, Lease, Log
@@ -174,7 +174,7 @@ LARGE_ROWS = 1_000_000
 """Rows from which on reading through the file takes too long to wait for it."""
 _CHECKED_S = 7 * 86_400.0
 """How long a large file that was closed in order need not be read through before a change."""
-_SMALLEST_BYTES = 512
+_SMALLEST_BYTES, _MOST_NOTE_BYTES = 512, 4096
 """SQLite takes a smaller file for a new one, and removes its log."""
 
 
@@ -202,7 +202,7 @@ class Database:
                 code="gallery_file_empty",
                 path=path,
             )
-        for name in ("-wal", "-shm", "-journal", "-mark"):
+        for name in ("-wal", "-shm", "-journal", "-mark", "-checked"):
             beside = path.with_name(path.name + name)
             if beside.exists() and not beside.is_file():
                 raise IntegrityError(
@@ -402,8 +402,8 @@ class Database:
         """Whether a large file is as a process left it that had read through it lately."""
         if transaction.count() < LARGE_ROWS:
             return False
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            found = json.loads(self._note.read_bytes())
+        with suppress(InputError, ValueError, TypeError, KeyError, OSError):
+            found = json.loads(read_bounded(self._note, _MOST_NOTE_BYTES))
             if found["state"] == self._state() and time.time() - found["time"] < _CHECKED_S:
                 self._read_at = float(found["time"])
                 transaction.checked |= {"structure", "table"}

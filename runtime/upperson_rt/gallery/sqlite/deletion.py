@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.extensions import load_service
+from upperson_rt.files import require_no_links
 from upperson_rt.gallery.clips import Erased, clips_dir, erase_clips
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.erasures import (
@@ -130,6 +131,7 @@ class Eraser:
                 the log cannot be written. What is left is done by the next deletion.
         """
         require_erasure_log()  # First: no row goes without a line.
+        require_no_links(self._folder)
         if not (self._database.has_sums or self._database.read_only):
             with self._writing():
                 pass

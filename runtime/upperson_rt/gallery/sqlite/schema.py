@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.files import read_bounded
 from upperson_rt.gallery.protocol import Meta, check_schema_version, made_now
 
 SCHEMA_VERSION = 4
@@ -88,6 +89,7 @@ Row: TypeAlias = Sequence[Any]
 _METADATA = 1 + 8 + 1
 _VECTOR_BITS = 32
 _MODULUS = 1 << 64
+_MOST_MARK_BYTES = 4096
 
 
 class DamageError(sqlite3.DatabaseError):
@@ -437,9 +439,10 @@ def write_mark(path: Path, identity: str, commits: int) -> None:
 def read_mark(path: Path) -> tuple[str, int] | None:
     """Return the gallery's identity and its transactions; None where nothing was noted."""
     try:
-        text, _, checksum = path.read_bytes().decode("ascii", "replace").rpartition(" ")
-    except OSError:
+        content = read_bounded(path, _MOST_MARK_BYTES).decode("ascii", "replace")
+    except InputError:
         return None
+    text, _, checksum = content.rpartition(" ")
     if checksum != f"{zlib.crc32(text.encode()):08x}\n":
         return None
     identity, _, commits = text.partition(" ")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
-from upperson_rt.files import bytes_on_disk
+from upperson_rt.files import bytes_on_disk, require_no_links
 from upperson_rt.gallery.clips import remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.protocol import Gallery, Within, known_keys, read_item
@@ -141,7 +141,11 @@ class SqliteGallery(Gallery):
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Transaction, Sums]]:
-        """Give a transaction and its sums, which the caller keeps right; makes them if need be."""
+        """Give a transaction and its sums, which the caller keeps right; makes them if need be.
+
+        A gallery is only read if a symbolic link lies in its folder: what it leads to is not ours.
+        """
+        require_no_links(self.path)
         with self._database.writing() as transaction:
             if transaction.sums is None:
                 _LOG.warning("giving gallery %s checksums: this takes a while", self.path)

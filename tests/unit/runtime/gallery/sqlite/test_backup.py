@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -387,6 +389,176 @@ def test_a_backup_of_others_brings_no_file_from_elsewhere(tmp_path, made, copy, 
         found["files"]["gallery.sqlite-wal"] = [64 * "0"]
         manifest.write_text(json.dumps(found))
         save(copy, "gallery.sqlite-wal", content=b"")
-    with refused("backup_damaged", IntegrityError):
+    code = "backup_name" if kind == "name" else "backup_damaged"
+    with refused(code, IntegrityError):
         restore(copy, tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+# --- What lies in a destination or a backup may be anything
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else path.is_symlink()
+        for path in folder.rglob("*")
+        if path.name != "backup.lock"
+    }
+
+
+LINKED = ["crops", "clips", "crops/gate", "clips/gate", "backup.lock", MANIFEST, "gallery.sqlite"]
+
+
+@pytest.mark.parametrize("is_update", [False, True])
+@pytest.mark.parametrize("name", LINKED)
+def test_nothing_is_changed_through_a_link_in_a_destination(tmp_path, made, copy, name, is_update):
+    victim, place = tmp_path / "victim", copy / name
+    save(victim, "precious.jpg", "day/precious.jpg")
+    if is_update:
+        back_up(made, copy)
+        place.rename(tmp_path / "before")
+        with Gallery.open(made) as gallery:
+            fill(gallery, 60, 70)
+            delete(gallery, 10)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if name != "backup.lock":
+        (copy / "backup.lock").touch()
+    place.symlink_to(victim)
+    before = contents(tmp_path)
+    with refused("link_in_folder", InputError, path=str(place)):
+        back_up(made, copy)
+    now = contents(tmp_path)
+    assert {path: now.get(path) for path in before if path.parts[0] == "victim"} == {
+        path: content for path, content in before.items() if path.parts[0] == "victim"
+    }
+    if "/" not in name:
+        assert now == before
+        with refused("link_in_folder", InputError, path=str(place)):
+            restore(copy, tmp_path / "back")
+        assert not (tmp_path / "back").exists()
+
+
+def test_the_folder_of_a_backup_itself_may_be_a_link(tmp_path, made, copy):
+    (tmp_path / "disk").mkdir()
+    copy.symlink_to("disk")
+    (made / "crops").rename(tmp_path / "crops")  # Also a gallery that is only read.
+    (made / "crops").symlink_to(tmp_path / "crops")
+    assert back_up(made, copy).manifest.missing_crops == ()
+    restore(copy, tmp_path / "back")
+    assert everything(tmp_path / "back") == everything(copy)
+
+
+@pytest.mark.parametrize("part", ["gallery.sqlite", MANIFEST])
+def test_a_database_of_another_time_is_not_restored_and_is_copied_anew(tmp_path, made, copy, part):
+    back_up(made, copy)
+    shutil.copyfile(copy / part, tmp_path / part)
+    with Gallery.open(made) as gallery:
+        delete(gallery, *range(5))  # As many rows, and other ones.
+        fill(gallery, 60, 65)
+    assert back_up(made, copy).manifest.pictures == 60
+    shutil.copyfile(tmp_path / part, copy / part)
+    with refused("backup_mixed", IntegrityError, expected=60, found=60, path=copy):
+        restore(copy, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    assert not back_up(made, copy).is_increment
+    restore(copy, tmp_path / "back")
+    assert everything(tmp_path / "back") == everything(made)
+
+
+@pytest.mark.parametrize(
+    ("about", "code"),
+    [
+        ({"fingerprint": "f" * 64}, "backup_mixed"),
+        ({"embed_dim": 3}, "backup_mixed"),
+        ({"pictures": 59}, "backup_mixed"),
+        ({"checksums": 1}, "backup_mixed"),
+        ({"crops": 59}, "backup_damaged"),
+        ({"crop_bytes": 1}, "backup_damaged"),
+        ({"crop_bytes": 1 << 60}, "disk_full"),
+        *(
+            ({"files": {name: ["0" * 64]}}, "backup_name")
+            for name in (
+                "gallery.sqlite", "./gallery.sqlite-wal", "Gallery.sqlite", "backup.json",
+                "backup.lock", "deliver-a.lock", ".hidden", "crops", "crops/a.jpg", "bin/a.jpg",
+                "clips", "clips/../gallery.sqlite", "clips//a.mp4", "clips/./a.mp4", "/etc/passwd",
+                "../a", "..", ".", "", "a/b", "a\0",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_was_altered_is_refused(tmp_path, made, copy, about, code):
+    back_up(made, copy)
+    with Gallery.open(made) as gallery:
+        delete(gallery, 1)
+    manifest = copy / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | about))
+    before = contents(copy)
+    with refused(code):
+        restore(copy, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    if code == "backup_name":
+        with refused(code, IntegrityError):
+            back_up(made, copy)
+        assert contents(copy) == before
+    else:
+        back_up(made, copy)
+        restore(copy, tmp_path / "back")
+
+
+def put_fifo(path):
+    os.mkfifo(path)
+
+
+def put_socket(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        here = os.getcwd()
+        os.chdir(path.parent)  # The address has 108 bytes at most.
+        try:
+            made.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def put_sparse(path):
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+PARTS = ["crops", "clips", "scores.json", "backup.lock", MANIFEST, "gallery.sqlite"]
+PARTS += ["gallery.sqlite-wal", "gallery.sqlite-mark", "gallery.sqlite-shm"]
+
+
+@pytest.mark.parametrize("put_odd", [put_fifo, put_socket, put_sparse, os.mkdir])
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_no_regular_file_is_neither_waited_for_nor_read(
+    tmp_path, made, copy, part, put_odd
+):
+    back_up(made, copy)
+    with Gallery.open(made) as gallery:
+        fill(gallery, 60, 61)
+    place = copy / part
+    if part in ("crops", "clips"):
+        place = sorted(path for path in place.rglob("*") if path.is_file())[3]
+    place.unlink(missing_ok=True)
+    put_odd(place)
+    for use in (lambda: restore(copy, tmp_path / "back"), lambda: back_up(made, copy)):
+        with suppress(InputError, IntegrityError):
+            use()
+    with suppress(InputError, IntegrityError), Gallery.open(copy) as gallery:
+        gallery.verify()
+        gallery.search(some_vectors(1), 1)
+
+
+@pytest.mark.parametrize("put_odd", [put_fifo, put_socket, put_sparse])
+@pytest.mark.parametrize("part", ["crops", "clips", "scores.json"])
+def test_odd_files_of_a_gallery_do_not_hold_its_backup_up(made, copy, part, put_odd):
+    place = made / part
+    if place.is_dir():
+        place = sorted(path for path in place.rglob("*") if path.is_file())[3]
+    place.unlink()
+    put_odd(place)
+    if put_odd is put_sparse:
+        with refused("file_too_large", InputError, path=str(place)):
+            back_up(made, copy)
+    else:
+        assert len(back_up(made, copy).manifest.missing_crops) == (part == "crops")
