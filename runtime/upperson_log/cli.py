@@ -13,7 +13,7 @@ from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import print_labelled, print_line, print_result
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.printable import count_of, safe_repr
+from upperson_rt.printable import count_of, safe_repr, visible_text
 
 if TYPE_CHECKING:
     from upperson_log.chain import LogReport
@@ -155,7 +155,7 @@ def acknowledge(
     with QueryLog(file) as log:
         problem = log.problem
         if problem:
-            log.acknowledge(reason)
+            log.acknowledge(visible_text(reason))
     done = f"acknowledged: {problem}" if problem else f"nothing to acknowledge in {file}"
     result: dict[str, Any] = {"file": str(file), "acknowledged": problem or None}
     print_result(result, output.as_json, lambda _: print_line(done))
