@@ -138,6 +138,14 @@ def pytest_collection_finish() -> None:
     _collect_garbage()
 
 
+@pytest.fixture
+def in_memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder for what a kill leaves, in memory where possible: most time goes into syncs."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(autouse=True)
 def memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
     """Return what tests' models took to the system: a worker meets hundreds of them."""

@@ -17,7 +17,7 @@ from upperson_console.oversight import Approved, Context, Oversight
 from upperson_console.problems import ProblemError, invalid, missing
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
-from upperson_rt.printable import local_time
+from upperson_rt.printable import local_time, visible_text
 from upperson_rt.strict import read_fields
 
 Decision: TypeAlias = Literal["approve", "refuse"]
@@ -180,7 +180,7 @@ class Approvals:
         A request whose action fails stays pending, and no decision is logged.
         """
         with self._lock:
-            one, reason = self.find(account, id_), reason.strip()
+            one, reason = self.find(account, id_), visible_text(reason)
             is_new = account.created is not None and account.created >= one.added
             if account.name == one.user or is_new or not account.may(ROLES[one.action]):
                 what = (

@@ -22,7 +22,7 @@ from upperson_console.search import MOST_BY_TIME, MOST_HITS, PAGE_HITS, Search
 from upperson_console.service import BLURRING_S, ConsoleService
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
-from upperson_rt.printable import count_of
+from upperson_rt.printable import count_of, visible_text
 from upperson_rt.search.service import SearchResult
 
 MOST_EXPORTED = 2000
@@ -61,10 +61,12 @@ def export_response(
     unblurred = service.blur and shows_all
     service.approvals.require(account, "export", len(shown), **arguments, unblurred=unblurred)
     if unblurred:
-        service.note_items(account, "unblur", items, {"export": True, "reason": reason.strip()})
+        service.note_items(
+            account, "unblur", items, {"export": True, "reason": visible_text(reason)}
+        )
     stated = ("purpose", "case", "approval", "approved_by")
     given = {name: getattr(account.context, name) for name in stated}
-    given["reason"] = reason.strip()
+    given["reason"] = visible_text(reason)
     until = time.monotonic() + BLURRING_S
     file, sha256, facts = write_package(
         account,

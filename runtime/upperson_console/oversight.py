@@ -21,7 +21,7 @@ from upperson_console.refused_sentences import (
 )
 from upperson_rt.errors import InputError
 from upperson_rt.files import read_bounded
-from upperson_rt.printable import safe_repr
+from upperson_rt.printable import safe_repr, visible_text
 from upperson_rt.strict import Constraint, read_fields
 from upperson_settings.yaml_file import parse_yaml
 
@@ -173,4 +173,4 @@ def cookie_of(purpose: str, case: str) -> str:
 
 
 def _read(text: str) -> str | None:
-    return unquote(text).strip()[:_LONGEST] or None
+    return visible_text(unquote(text))[:_LONGEST] or None

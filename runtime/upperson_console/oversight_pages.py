@@ -20,6 +20,7 @@ from upperson_console.search import Search
 from upperson_console.service import ConsoleService
 from upperson_console.times import local_time, read_time
 from upperson_console.translation import word
+from upperson_rt.printable import visible_text
 
 _ID = "^[0-9a-f]{16}$"
 _Text: TypeAlias = Annotated[str, Form(max_length=200)]
@@ -64,7 +65,7 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
         next: Annotated[str, Form()] = "/",
         account: Account = viewer,
     ) -> Response:
-        purpose, case = purpose.strip(), case.strip()
+        purpose, case = visible_text(purpose), visible_text(case)
         given = Stated(purpose=purpose or None, case=case or None)
         if lacks := oversight.lacks(given):
             return page(account, next, given, *lacks)

@@ -37,6 +37,7 @@ from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpa
 from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.snapshots import Snapshot, picture_path, read_snapshots, snapshot_folder
 from upperson_rt.gallery.sqlite.bin import Bin, BinEntry, empty_bin
+from upperson_rt.printable import visible_text
 from upperson_rt.retriever import find_alike
 from upperson_rt.search.query import QueryEncoder, SearchRequest
 from upperson_rt.search.service import SearchResult, SearchService
@@ -243,7 +244,7 @@ class ConsoleService:
 
         The caller logs the reason (action ``unblur``). Raises ProblemError for a viewer with one.
         """
-        if not self.blur or not reason.strip():
+        if not self.blur or not visible_text(reason):
             return not self.blur
         if not account.may("operator"):
             raise withheld("only operators and administrators may see what is blurred")
@@ -529,7 +530,7 @@ class ConsoleService:
     def note_clip(self, account: Account, id_: int, item: Item, reason: str) -> None:
         """Log a view of an item's clip once an hour, unblurred once for each reason."""
         given = [("clip", id_, reason)]
-        if not self.blur or not reason.strip():
+        if not self.blur or not visible_text(reason):
             self.note_view(account, id_, item, "clip")
         elif self.view_log.uncovered(account.name, "snapshot", given):
             details = {"clip": str(id_), "reason": reason}
@@ -582,7 +583,7 @@ def _no_track() -> ProblemError:
 
 
 def _require_reason(reason: str) -> str:
-    reason = reason.strip()
+    reason = visible_text(reason)
     if not reason:
         raise UsageError("this needs a reason: say in a few words why", code="reason_missing")
     if len(reason) > _LONGEST_REASON:

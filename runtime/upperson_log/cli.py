@@ -13,7 +13,7 @@ from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import print_labelled, print_line, print_result
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.printable import count_of, safe_repr
+from upperson_rt.printable import count_of, safe_repr, visible_text
 
 if TYPE_CHECKING:
     from upperson_log.chain import LogReport
@@ -161,7 +161,7 @@ def acknowledge(
         problem = log.problem
         absent = [chain for chain, is_known in verify_log(file).absent.items() if not is_known]
         if problem or absent:
-            log.acknowledge(reason, absent)
+            log.acknowledge(visible_text(reason), absent)
     result: dict[str, Any] = {"file": str(file), "acknowledged": problem or None, "absent": absent}
     done = [f"acknowledged: {problem}"] if problem else []
     done += [f"acknowledged: the file that ends with {chain} is not here" for chain in absent]

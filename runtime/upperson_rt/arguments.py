@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from upperson_rt.errors import InputError, UppersonError, UsageError
-from upperson_rt.printable import safe_repr
+from upperson_rt.printable import safe_repr, visible_text
 
 LATEST_UNIX_S = 1e11
 """The year 5138; unix times in milliseconds are beyond."""
@@ -45,10 +45,10 @@ def check_text(value: object, what: str, error: type[UppersonError] = InputError
 
 
 def check_name(value: object, what: str, error: type[UppersonError] = InputError) -> str:
-    """Return a text that every store can keep: Unicode, not empty, without null characters."""
+    """Return a text that every store can keep: Unicode, to be seen, without null characters."""
     text = check_text(value, what, error)
-    if not text or "\0" in text:
-        found = "holds a null character" if text else "is empty"
+    if "\0" in text or not visible_text(text):
+        found = "holds a null character" if "\0" in text else "has no visible character"
         raise error(f"{what} {found}: choose another name", code="no_name", what=what)
     return text
 

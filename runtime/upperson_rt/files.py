@@ -562,9 +562,12 @@ def try_lock(handle: int) -> bool:
 
 
 @contextmanager
-def locked(file: int) -> Iterator[bool]:
-    """Keep other processes that lock the same file waiting meanwhile; False where none can be."""
-    held = lock_until_closed(file, wait=True)
+def locked(file: int, wait: bool = True) -> Iterator[bool]:
+    """Keep other processes that lock the same file waiting meanwhile; False where none can be.
+
+    Without ``wait`` also False while another one has the lock.
+    """
+    held = lock_until_closed(file, wait=True) if wait else try_lock(file)
     try:
         yield held
     finally:
@@ -575,14 +578,14 @@ def locked(file: int) -> Iterator[bool]:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[bool]:
+def locked_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Do the same with a folder; what was renamed in it meanwhile is on disk at the end."""
     if sys.platform == "win32":  # Folders cannot be opened there.
         yield False
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with locked(descriptor) as held:
+        with locked(descriptor, wait) as held:
             yield held
         os.fsync(descriptor)
     finally:

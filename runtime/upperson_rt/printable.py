@@ -9,11 +9,15 @@ that turn the order of reading round, line ends, bytes that are no text. They ar
 import datetime
 import logging
 import re
+import unicodedata
 
 from upperson_rt.errors import UppersonError
 
 _ALSO_SHOWN = frozenset("\u00a0\u202f\u3000\u200c\u200d")
 """Spaces and joiners that French, Japanese, Persian or an emoji need; they move nothing."""
+
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\U0001d159")
+"""Fillers, a Braille cell without dots and a note without a head: letters and symbols by kind."""
 
 _SHOWN_CHARACTERS = 60
 _LONG_NAME = 100
@@ -35,6 +39,15 @@ def escape_for_display(text: str) -> str:
         else one.encode("unicode_escape").decode("ascii")
         for one in text
     )
+
+
+def visible_text(text: str) -> str:
+    """Return a reason, name or note without spaces around it; empty if nothing of it is seen.
+
+    It needs a letter, digit, symbol or mark of punctuation: spaces, joiners and the like are none.
+    """
+    is_seen = any(unicodedata.category(one)[0] in "LNPS" and one not in _BLANK for one in text)
+    return text.strip() if is_seen else ""
 
 
 def one_line(message: object) -> str:

@@ -108,3 +108,15 @@ int mkdir(const char *path, mode_t mode)
     tell("mkdir", AT_FDCWD, path, -1, "");
     return REAL(mkdir)(path, mode);
 }
+
+int link(const char *from, const char *to)
+{
+    tell("link", AT_FDCWD, from, AT_FDCWD, to);
+    return REAL(link)(from, to);
+}
+
+int linkat(int at, const char *from, int to_at, const char *to, int flags)
+{
+    tell("link", at, from, to_at, to);
+    return REAL(linkat)(at, from, to_at, to, flags);
+}

@@ -36,7 +36,7 @@ class Call:
     """A call that was made; its paths are relative to the folder."""
 
     name: str
-    """``fsync``, ``rename``, ``exchange``, ``unlink`` or ``mkdir``."""
+    """``fsync``, ``rename``, ``exchange``, ``link``, ``unlink`` or ``mkdir``."""
     path: str
     to: str = ""
 

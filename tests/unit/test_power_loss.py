@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.gallery_places import add_filmed, open_new
 from tests.helpers.power_loss import Files, Recording, below, build_disk_calls, record, write_files
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson.checkpoint import Checkpointer
@@ -116,6 +117,24 @@ from upperson_maintenance.export import export_gallery
 
 with Gallery.open(sys.argv[1]) as gallery:
     export_gallery(gallery, Path("out"))
+"""
+
+
+DELETION = """
+import os, sys
+from upperson_rt.gallery import Gallery
+
+gallery = Gallery.open("gallery")
+keys, what = ["gate/anna/100", "gate/anna/120"], sys.argv[1]
+if what == "add":
+    gallery.bin.add(keys, "ada", "why")
+elif what == "restore":
+    gallery.bin.restore([entry.id for entry in gallery.bin.entries()])
+elif what == "empty":
+    gallery.bin.delete()
+else:
+    gallery.delete(keys)
+os._exit(0)
 """
 
 
@@ -283,3 +302,42 @@ def test_an_exported_gallery_is_the_old_one_or_the_new_one(work, tmp_path, disk_
     assert json.loads((out / "gallery.json").read_text())["items"] == 8
     assert np.array_equal(np.load(out / "vectors.npy"), np.eye(12, dtype=np.float32)[:8])
     assert len((out / "items.csv").read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize("what", ["add", "restore", "empty", "delete"])
+def test_no_crop_is_lost_and_what_was_deleted_is_gone(in_memory, disk_calls, what):
+    work = in_memory / "work"
+    work.mkdir()
+    keys = ["gate/anna/100", "gate/anna/120"]
+    with open_new(work / "gallery") as gallery:
+        add_filmed(gallery, *keys, "hall/eve/100")
+        contents = {
+            item.crop: (gallery.crops_dir / item.crop).read_bytes() for item in gallery.items()
+        }
+        if what in ("restore", "empty"):
+            gallery.bin.add(keys, "ada", "why")
+    recording = record(DELETION, work, what, library=disk_calls)
+    found = set()
+    for place in opened([*recording.states, *recording.final], "gallery", in_memory):
+        with Gallery.open(place) as gallery:
+            gallery.finish_erasures()
+            assert gallery.verify() == []
+            items = {item.crop for item in gallery.items()}
+            binned = {entry.item.crop for entry in gallery.bin.entries()}
+            for folder, crops in ((gallery.crops_dir, items), (gallery.bin.crops_dir, binned)):
+                assert {crop: (folder / crop).read_bytes() for crop in crops} == {
+                    crop: contents[crop] for crop in crops
+                }
+        # Frames and clips go before the rows: a deletion can be repeated.
+        folders = {path.relative_to(place).parts[0] for path in place.rglob("*anna*")} - {"clips"}
+        assert folders == ({"bin"} if binned else {"crops"} if len(items) == 3 else set())
+        found.add((len(items), len(binned)))
+    begin, end = {
+        "add": ((3, 0), (1, 2)),
+        "restore": ((1, 2), (3, 0)),
+        "empty": ((1, 2), (1, 0)),
+        "delete": ((3, 0), (1, 0)),
+    }[what]
+    assert found == {begin, end}
+    if what in ("empty", "delete"):  # Before any program opens it.
+        assert not [name for state in recording.final for name in state if "anna" in name]

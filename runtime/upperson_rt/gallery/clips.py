@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from upperson_rt.files import sync_folder
 from upperson_rt.gallery.crops import crop_path, own_path
 from upperson_rt.printable import get_logger
 
@@ -114,9 +115,13 @@ def remove_clips(crops_dir: Path, crops: Iterable[str]) -> None:
 
 
 def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
-    """Remove what shows deleted people, see `clips_showing`; raises OSError."""
+    """Remove what shows deleted people, see `clips_showing`, durably; raises OSError."""
+    changed = set()
     for file in clips_showing(crops_dir, rows):
         file.path.unlink(missing_ok=True)
+        changed.add(file.path.parent)
+    for folder in changed:
+        sync_folder(folder)
 
 
 def clips_showing(crops_dir: Path, rows: Iterable[Erased]) -> Iterator[ClipFile]:

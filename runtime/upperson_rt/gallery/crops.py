@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.files import IRREGULAR, link_below, open_regular
+from upperson_rt.files import IRREGULAR, link_below, open_regular, sync_folder
 from upperson_rt.gallery.records import Item
 from upperson_rt.printable import get_logger
 
@@ -116,6 +116,14 @@ def old_files(folder: Path, before: float = float("inf")) -> Iterator[str]:
                 continue
             if changed < limit:
                 yield path.relative_to(folder).as_posix()
+
+
+def sync_crops(folder: Path, crops: Iterable[str]) -> None:
+    """Put on disk which of these files are in the folder: none comes back; raises OSError."""
+    for parent in {os.path.dirname(crop) for crop in crops}:
+        place = crop_path(folder, os.path.join(parent, "crop"))
+        if place is not None and place.parent.is_dir():
+            sync_folder(place.parent)
 
 
 def remove_crops(folder: Path, crops: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from upperson_rt.arguments import is_finite
 from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.files import read_bounded, require_no_links, write_atomically
+from upperson_rt.files import read_bounded, require_no_links, sync_folder, write_atomically
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Filter
 from upperson_rt.printable import get_logger
@@ -91,11 +91,13 @@ def read_snapshots(folder: Path) -> dict[str, Snapshot]:
 
 
 def remove_snapshot(folder: Path, camera: str) -> None:
-    """Remove the snapshot of a camera, if any; raises OSError, or InputError behind a link."""
+    """Remove the snapshot of a camera durably; raises OSError, or InputError behind a link."""
     require_no_links(folder.parent, folder.name)
     path = picture_path(folder, camera)
     for file in (path, path.with_suffix(".json")):
         file.unlink(missing_ok=True)
+    if folder.is_dir():
+        sync_folder(folder)
 
 
 def snapshots_passing(folder: Path, where: Filter) -> list[str]:

@@ -3,10 +3,18 @@
 import io
 import logging
 
+import pytest
 from rich.console import Console
 
 from upperson_rt.cli import output
-from upperson_rt.printable import code_span, escape_for_display, get_logger, one_line, safe_repr
+from upperson_rt.printable import (
+    code_span,
+    escape_for_display,
+    get_logger,
+    one_line,
+    safe_repr,
+    visible_text,
+)
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\u2028\u202egpj.\u200b\ufeff\udcff\x00\x7f\x85"
 """A title, a cleared screen, colours, line ends, a reversed name, hidden marks, bytes, nulls."""
@@ -18,6 +26,17 @@ def test_what_a_terminal_would_obey_is_shown_and_names_of_all_languages_stay():
     persian, heart = "دوربین می\u200cروم", "\N{BLACK HEART SUIT}\ufe0f"
     for name in (SHOWN, "Türe", "門\u3000二", persian, heart, "a\u00a0b"):
         assert escape_for_display(name) == name
+
+
+@pytest.mark.parametrize(
+    "unseen",
+    ["", " \t", "\u200b", "\u200d\u2060\ufeff", "\u00ad", "\u3164", "\u2800\ufe0f", "\x00"],
+)
+def test_a_reason_that_shows_nothing_is_none(unseen):
+    assert visible_text(unseen) == ""
+    for seen in ("case 7", "門", "?", "\N{BLACK HEART SUIT}\ufe0f", "می\u200cروم"):
+        assert visible_text(f" {seen}\n") == seen
+        assert visible_text(f"{seen}{unseen}".strip()) == f"{seen}{unseen}".strip()
 
 
 def test_values_and_messages_are_shown_in_a_few_words_and_no_markdown():

@@ -2,25 +2,39 @@
 
 A row moves between the tables ``items`` and ``bin`` in one transaction and keeps its id, so that
 marks and links hold again after a restoration. Then its crop moves between ``FOLDER/crops`` and
-``FOLDER/bin/crops``, with all frames and clips that may show the person.
+``FOLDER/bin/crops``, with all frames and clips that may show the person. The file
+``FOLDER/bin/moving`` exists until that is done: after a kill the next opening goes on.
 """
 
 import errno
 import json
 import math
-import shutil
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from upperson_rt.errors import InputError
-from upperson_rt.files import locked_folder, make_folder, require_no_links, write_atomically
-from upperson_rt.gallery.clips import Erased, all_clips, clips_dir, clips_showing, erase_clips
-from upperson_rt.gallery.crops import has_hash, own_path, remove_crops
+from upperson_rt.files import (
+    locked_folder,
+    make_folder,
+    require_no_links,
+    sync_folder,
+    write_atomically,
+)
+from upperson_rt.gallery.clips import (
+    ClipFile,
+    Erased,
+    all_clips,
+    clips_dir,
+    clips_showing,
+    erase_clips,
+)
+from upperson_rt.gallery.crops import has_hash, own_path, remove_crops, sync_crops
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Item
 from upperson_rt.gallery.sqlite import rows as table
@@ -60,12 +74,12 @@ def among(column: str, values: Sequence[object]) -> tuple[str, list[object]]:
 
 def rows_in_bin(transaction: Transaction) -> Selected:
     """Return the ids and checksums of all rows in the bin."""
-    return selected(transaction, "bin" if _exists(transaction) else "items WHERE 0", ())
+    return selected(transaction, "bin" if table.has_bin(transaction) else "items WHERE 0", ())
 
 
 def leave_out(transaction: Transaction) -> None:
     """Remove all rows of the bin from a copy of a database."""
-    if _exists(transaction):
+    if table.has_bin(transaction):
         transaction.execute("DELETE FROM bin")
 
 
@@ -89,6 +103,7 @@ class Bin:
         self.crops_dir = folder / "bin" / "crops"
         """Where `Item.crop` is found of what is in the bin."""
         self._crops_dir = folder / "crops"
+        self._moving = folder / "bin" / "moving"
         self._reading, self._writing, self._item = reading, writing, item
         self._eraser = eraser
 
@@ -134,6 +149,7 @@ class Bin:
             sums.remove(rows)
             sums.seq += len(rows)
             table.trim_log(transaction)
+            self._begin_move()
         return len(rows)
 
     def restore(self, ids: Sequence[int]) -> int:
@@ -157,6 +173,7 @@ class Bin:
             if rows:
                 condition, values = among("id", [row[0] for row in rows])
                 transaction.execute(f"DELETE FROM bin WHERE {condition}", values)
+            self._begin_move()
         return len(rows)
 
     def delete(self, ids: Sequence[int] | None = None, before: float = math.inf) -> int:
@@ -193,6 +210,7 @@ class Bin:
                 schema.check_metadata(row, row[-1])
             begun = self._eraser.begin(transaction, rows, action, {**about, "bin": True})
             transaction.execute(f"DELETE FROM bin WHERE {condition}", values)
+            self._begin_move()
         self._eraser.finish(begun)
         return len(rows)
 
@@ -216,30 +234,39 @@ class Bin:
 
     def problems(self, transaction: Transaction, embed_dim: int) -> list[str]:
         """Check every row, its checksum, vector and crop; return what is wrong, a line each."""
-        if not _exists(transaction):
+        if not table.has_bin(transaction):
             return []
-        return [*table.problems_of_bin(transaction, embed_dim, self.crops_dir)]
+        folders = self._crops_dir, self.crops_dir
+        return [*table.problems_of_bin(transaction, embed_dim, *folders)]
 
     def tidy(self) -> None:
         """Move files to where their rows are: what a killed process left, and late clips."""
         if self.crops_dir.parent.exists():
-            with self._settling():
-                pass
+            with _file_errors(), locked_folder(self.crops_dir.parent):
+                self._settle()
+
+    def finish_move(self) -> None:
+        """Finish or undo what a killed process began; one that lives does that itself."""
+        if self._moving.exists():
+            with _file_errors(), locked_folder(self.crops_dir.parent, wait=False) as is_alone:
+                if is_alone:
+                    self._settle()
 
     @contextmanager
     def _settling(self) -> Iterator[None]:
         """Let no other thread or process change the bin meanwhile, and move files at the end."""
-        try:
+        with _file_errors():
             for folder in (self._crops_dir.parent, self.crops_dir.parent):
                 require_no_links(folder)
             make_folder(self.crops_dir.parent)
             with locked_folder(self.crops_dir.parent):
                 yield
                 self._settle()
-        except OSError as error:
-            what = f"cannot move or remove {error.filename2 or error.filename}: {error.strerror}"
-            what += "; remove the cause, then repeat it"
-            raise InputError(what, code="bin_files") from error
+
+    def _begin_move(self) -> None:
+        """Note durably, before rows move, that files have to follow."""
+        self._moving.touch()
+        sync_folder(self._moving.parent)
 
     def _files(self) -> set[str]:
         own = self.crops_dir
@@ -251,35 +278,65 @@ class Bin:
             erased = _erased(transaction)
             binned = {row.crop for row in erased}
             unnamed = {*table.unnamed_crops(transaction, [*binned, *files])}
-        for crop in binned - files:
-            _move(main, own, crop, copy=crop not in unnamed)
-        for crop in files - unnamed:
-            if not (main / crop).exists():
-                _move(own, main, crop, copy=crop in binned)
-        remove_crops(main, files & binned & unnamed)
-        remove_crops(own, files - binned)
-        for file in [*clips_showing(main, erased)]:
-            _move(clips_dir(main), clips_dir(own), file.path.relative_to(clips_dir(main)))
-        shown = {file.path for file in clips_showing(own, erased)}
-        for file in [*all_clips(own)]:
-            name = file.path.relative_to(clips_dir(own))
-            if file.path in shown:
-                continue
-            if (main / name).with_name(f"{file.crop}.jpg").exists():
-                _move(clips_dir(own), clips_dir(main), name)
-            file.path.unlink(missing_ok=True)
+        copied = _copy(main, own, binned - files)
+        _copy(own, main, (crop for crop in files - unnamed if not (main / crop).exists()))
+        _remove(main, (files | copied) & binned & unnamed)
+        _remove(own, files - binned)
+        self._settle_clips(erased)
+        self._moving.unlink(missing_ok=True)
+
+    def _settle_clips(self, erased: Sequence[Erased]) -> None:
+        main, own = clips_dir(self._crops_dir), clips_dir(self.crops_dir)
+        hidden = {_name(file, main) for file in clips_showing(self._crops_dir, erased)}
+        _remove(main, _copy(main, own, hidden))
+        hidden = {_name(file, own) for file in clips_showing(self.crops_dir, erased)}
+        shown = {_name(file, own): file.crop for file in all_clips(self.crops_dir)}
+        shown = {name: crop for name, crop in shown.items() if name not in hidden}
+        crops = {
+            name: (self._crops_dir / name).with_name(f"{crop}.jpg") for name, crop in shown.items()
+        }
+        _copy(own, main, (name for name, crop in crops.items() if crop.exists()))
+        _remove(own, crops)
 
 
-def _move(source: Path, target: Path, name: str | Path, copy: bool = False) -> None:
-    """Move or copy a file, if it is there."""
-    old, new = own_path(source, str(name)), own_path(target, str(name))
-    if old is None or new is None or not old.is_file():
-        return
-    make_folder(new.parent)
-    if copy:
-        write_atomically(new, old.read_bytes())
-    else:
-        shutil.move(old, new)
+@contextmanager
+def _file_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot move or remove {error.filename2 or error.filename}: {error.strerror}"
+        what += "; remove the cause, then repeat it"
+        raise InputError(what, code="bin_files") from error
+
+
+def _name(file: ClipFile, folder: Path) -> str:
+    return file.path.relative_to(folder).as_posix()
+
+
+def _copy(source: Path, target: Path, names: Iterable[str]) -> set[str]:
+    """Put files into another folder as well, durably; return those that are there."""
+    copied = set()
+    for name in names:
+        old, new = own_path(source, name), own_path(target, name)
+        if old is None or new is None or not old.is_file():
+            continue
+        make_folder(new.parent)
+        try:
+            os.link(old, new)
+        except FileExistsError:  # Another process has written the same one again.
+            pass
+        except OSError:  # Not every file system has links.
+            write_atomically(new, old.read_bytes())
+        copied.add(name)
+    sync_crops(target, copied)
+    return copied
+
+
+def _remove(folder: Path, names: Collection[str]) -> None:
+    """Remove files durably; raises OSError."""
+    if left := remove_crops(folder, names):
+        raise OSError(errno.EACCES, "it stays, see the log", str(folder / left[0]))
+    sync_crops(folder, names)
 
 
 def _require_free_names(rows: Iterable[_Row], target: Path) -> None:
@@ -302,15 +359,11 @@ def _require_free_keys(transaction: Transaction, keys: list[str]) -> None:
         )
 
 
-def _exists(transaction: Transaction) -> bool:
-    return bool(transaction.execute("SELECT 1 FROM sqlite_master WHERE name = 'bin'").fetchone())
-
-
 def _select(
     transaction: Transaction, columns: str, condition: str = "1", values: Sequence[object] = ()
 ) -> list[_Row]:
     """Return rows of the bin; none of a gallery that never had one."""
-    if not _exists(transaction):
+    if not table.has_bin(transaction):
         return []
     sql = f"SELECT {columns} FROM bin WHERE {condition}"
     return transaction.execute(sql, values).fetchall()

@@ -23,7 +23,7 @@ from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.extensions import load_service
 from upperson_rt.files import require_no_links
 from upperson_rt.gallery.clips import Erased, clips_dir, erase_clips
-from upperson_rt.gallery.crops import remove_crops
+from upperson_rt.gallery.crops import remove_crops, sync_crops
 from upperson_rt.gallery.erasures import (
     digest_of_keys,
     open_erasure_log,
@@ -274,7 +274,7 @@ class Eraser:
                 unused = table.unnamed_crops(transaction, [row.crop for row in erased])
             parts = (unused[start::_UNLINKING] for start in range(_UNLINKING))
             there = set(chain(*pool.map(partial(remove_crops, self._crops_dir), parts)))
-            self._erase_clips(erased, "the rows are deleted: remove the cause and the file")
+            self._erase_clips(erased, "the rows are deleted: remove the cause and the file", unused)
             left = [one for one in record["files"] if one[0] in there]
         if record["count"]:
             line = {key: value for key, value in record.items() if key not in ("files", "action")}
@@ -340,9 +340,13 @@ class Eraser:
             time.sleep(PAUSE_S)
         return False
 
-    def _erase_clips(self, rows: Sequence[Erased], advice: str) -> None:
+    def _erase_clips(
+        self, rows: Sequence[Erased], advice: str, removed: Sequence[str] = ()
+    ) -> None:
+        """Remove frames and clips; after that no crop that was removed comes back either."""
         try:
             erase_clips(self._crops_dir, rows)
+            sync_crops(self._crops_dir, removed)
         except OSError as error:
             raise InputError(
                 f"cannot remove {error.filename}, which may show deleted people: "

@@ -282,12 +282,20 @@ def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> 
     return block._replace(cameras=cameras, times=times)
 
 
-def unnamed_crops(transaction: Transaction, crops: Sequence[str]) -> list[str]:
-    """Return those that no item names."""
+def has_bin(transaction: Transaction) -> bool:
+    """Whether there is a table ``bin``: from the first item on that was moved there."""
+    return bool(transaction.execute("SELECT 1 FROM sqlite_master WHERE name = 'bin'").fetchone())
+
+
+def unnamed_crops(
+    transaction: Transaction, crops: Sequence[str], *, by_bin: bool = False
+) -> list[str]:
+    """Return those that no item names; with ``by_bin`` also none in the bin."""
     transaction.check_table()
-    sql = "SELECT crop FROM items WHERE crop IN (SELECT value FROM json_each(?))"
-    rows = transaction.execute(sql, (json.dumps(crops),))
-    named = {crop for (crop,) in rows}
+    named: set[str] = set()
+    for source in ("items", "bin") if by_bin and has_bin(transaction) else ("items",):
+        sql = f"SELECT crop FROM {source} WHERE crop IN (SELECT value FROM json_each(?))"
+        named.update(crop for (crop,) in transaction.execute(sql, (json.dumps(crops),)))
     return [crop for crop in crops if crop not in named]
 
 
@@ -328,11 +336,13 @@ _FILES_AT_A_TIME = 10_000
 _ROWS_AT_A_TIME = 4096
 
 
-def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
+def problems_of(
+    transaction: Transaction, embed_dim: int, crops_dir: Path, bin_crops_dir: Path
+) -> Iterator[str]:
     """Yield what is wrong, a line each; errors are SQLite's own where it cannot be read."""
     yield from schema.structural_problems(transaction.connection)
     with _any_text(transaction.connection):
-        yield from _problems_of_rows(transaction, embed_dim, crops_dir)
+        yield from _problems_of_rows(transaction, embed_dim, (crops_dir, bin_crops_dir))
         if transaction.sums is not None:
             yield from _problems_of_changes(transaction, transaction.sums)
     try:
@@ -346,21 +356,24 @@ def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> It
         )
 
 
-def problems_of_bin(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
+def problems_of_bin(
+    transaction: Transaction, embed_dim: int, crops_dir: Path, bin_crops_dir: Path
+) -> Iterator[str]:
     """Yield what is wrong with the rows of the bin and their crops, a line each."""
     with _any_text(transaction.connection):
         for row in transaction.execute(f"SELECT {ROW}, vector, checksum FROM bin ORDER BY id"):
-            for problem in _problems_of_row(row, embed_dim, crops_dir, has_sums=True):
+            places = bin_crops_dir, crops_dir
+            for problem in _problems_of_row(row, embed_dim, places, has_sums=True):
                 yield f"bin: {problem}"
 
 
 def stray_crops(
     transaction: Transaction, folder: Path, before: float = float("inf")
 ) -> Iterator[str]:
-    """Yield files in the folder that no item names, see `old_files`."""
+    """Yield files in the folder that no item names, also none in the bin, see `old_files`."""
     files = old_files(folder, before)
     while part := list(islice(files, _FILES_AT_A_TIME)):
-        yield from unnamed_crops(transaction, part)
+        yield from unnamed_crops(transaction, part, by_bin=True)
 
 
 def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
@@ -389,13 +402,15 @@ def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
     return sums
 
 
-def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
+def _problems_of_rows(
+    transaction: Transaction, embed_dim: int, places: Sequence[Path]
+) -> Iterator[str]:
     columns = f"{ROW}, vector, {transaction.checksum}"
     count, total = 0, 0
     rows = transaction.execute(f"SELECT {columns} FROM items NOT INDEXED ORDER BY id")
     for row in rows:
         checksum, has_sums = row[-1], transaction.sums is not None
-        yield from _problems_of_row(row, embed_dim, crops_dir, has_sums)
+        yield from _problems_of_row(row, embed_dim, places, has_sums)
         count += 1
         total += checksum if isinstance(checksum, int) else 0
     if transaction.sums is not None and (
@@ -405,7 +420,7 @@ def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path)
 
 
 def _problems_of_row(
-    row: Sequence[Any], embed_dim: int, crops_dir: Path, has_sums: bool
+    row: Sequence[Any], embed_dim: int, places: Sequence[Path], has_sums: bool
 ) -> Iterator[str]:
     *about, vector, checksum = row
     name = f"item {str(row[1]).encode('utf-8', 'replace').decode()}"
@@ -417,7 +432,7 @@ def _problems_of_row(
             metadata_altered = "its metadata was altered"
     for problem in (
         _vector_problem(vector, embed_dim) or vector_altered,
-        _malformed(about) or metadata_altered or _problem_of_crop(about, crops_dir),
+        _malformed(about) or metadata_altered or _problem_of_crop(about, places),
     ):
         if problem is not None:
             yield f"{name}: {problem}"
@@ -454,17 +469,22 @@ def _malformed(row: Sequence[Any]) -> str | None:
     return None
 
 
-def _problem_of_crop(row: Sequence[Any], crops_dir: Path) -> str | None:
+def _problem_of_crop(row: Sequence[Any], places: Sequence[Path]) -> str | None:
+    """Say what is wrong with a crop in its folder, or in the one that it is moved from."""
     if (crop := row[7]) is None:
         return None
-    path = crop_path(crops_dir, crop)
-    if path is None or not os.path.isfile(path):
-        return f"its crop {shortened(crop)} is missing"
-    try:
-        read_crop(path)
-    except UppersonError as error:
-        return str(error)
-    return None
+    for folder in (*places, places[0]):  # Again, as a move may end meanwhile.
+        path = crop_path(folder, crop)
+        if path is None or not os.path.isfile(path):
+            continue
+        try:
+            read_crop(path)
+        except UppersonError as error:
+            if not os.path.isfile(path):
+                continue
+            return str(error)
+        return None
+    return f"its crop {shortened(crop)} is missing"
 
 
 @contextmanager

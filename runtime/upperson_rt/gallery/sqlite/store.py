@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import IntegrityError
+from upperson_rt.errors import IntegrityError, UppersonError
 from upperson_rt.files import bytes_on_disk, require_no_links
 from upperson_rt.gallery.clips import remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
@@ -62,6 +62,13 @@ class SqliteGallery(Gallery):
         self._index = SearchIndex(path, database.meta, not database.read_only, database.reading)
         self._eraser = Eraser(database, self._writing, self._index.purge, path / "crops")
         self.bin = Bin(path, database.reading, self._writing, self._item, self._eraser)
+        if not database.read_only:
+            try:
+                self.bin.finish_move()
+            except UppersonError as error:
+                _LOG.warning(
+                    "gallery %s: a move into or out of the bin ends later: %s", path, error
+                )
 
     @classmethod
     def _open(cls, location: str, create: tuple[str, int] | None) -> "SqliteGallery":
@@ -386,7 +393,8 @@ class SqliteGallery(Gallery):
         the search index.
         """
         with self._database.reading() as transaction:
-            problems = list(table.problems_of(transaction, self.embed_dim, self.crops_dir))
+            folders = self.crops_dir, self.bin.crops_dir
+            problems = list(table.problems_of(transaction, self.embed_dim, *folders))
             problems += self.bin.problems(transaction, self.embed_dim)
             index_problem = self._index.problem(transaction)
             if index_problem is not None:

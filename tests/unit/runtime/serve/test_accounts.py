@@ -73,6 +73,7 @@ def test_a_change_that_is_refused_or_cannot_be_logged_is_not_made(guarded, full_
         ("", {"name": "ve\u200bra"}, "name_not_printable"),
         ("", {"name": "(Bin)"}, "name_reserved"),
         ("", {"name": " "}, "no_name"),
+        ("", {"name": "\u3164"}, "no_name"),
         ("", {"name": "x", "role": "boss"}, "request_invalid"),
         ("", {"name": "x", "role": "admin", "camera": "gate"}, "admin_sees_all"),
         ("", {"name": "x", "expires": "soon"}, "time_malformed"),

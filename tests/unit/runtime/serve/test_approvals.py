@@ -138,7 +138,8 @@ def test_an_alert_is_added_at_its_approval(console):
 def test_a_refusal_has_a_reason_and_requests_expire(console, monkeypatch):
     one = id_of(console, "red-0")
     first = pending(export(console.operator, one))
-    judge(console.otto, first, "refuse", status=422)
+    for unseen in ("", "\u200b"):
+        judge(console.otto, first, "refuse", unseen, status=422)
     judge(console.otto, first, "refuse", "no case")
     second, third = (pending(export(who, one)) for who in (console.operator, console.otto))
     judge(console.operator, third)

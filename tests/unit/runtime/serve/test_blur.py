@@ -78,7 +78,8 @@ def paths(console, key="filmed"):
 def test_a_frame_shows_the_target_alone_to_everybody_without_a_reason(blurred, key):
     for path in paths(blurred, key):
         for client in (blurred.viewer, blurred.operator, blurred.admin):
-            assert is_hidden(opened(client.get(path)))
+            for unseen in ("", "&reason=+", "&reason=%E2%80%8B"):
+                assert is_hidden(opened(client.get(f"{path}{unseen}")))
     problem(blurred.viewer.get(f"{path}&reason=x"), 403, "blurred")
     assert not any(line["action"] == "unblur" for line in log_lines(blurred))
 

@@ -54,6 +54,12 @@ def test_the_file_is_read_and_checked(tmp_path):
         read("a: [")
 
 
+def test_a_case_number_that_shows_nothing_is_none():
+    free = Oversight(case_number="required", case_pattern=".+")
+    for headers, cookie in (({"upperson-case": "%E2%80%8B"}, None), ({}, "|%E2%80%8B")):
+        assert free.lacks(free.context("olga", None, headers, cookie))
+
+
 def test_programs_state_purpose_and_case_in_headers(make_guarded, monkeypatch):
     console = make_guarded(oversight=PURPOSES)
     client, id_ = console.operator, id_of(console, "red-0")

@@ -193,7 +193,8 @@ def test_the_api_deletes_and_prunes_after_a_dry_run(console):
     line = last_line(console)
     assert (line["action"], len(line["ids"])) == ("alike", dry["deleted"])
     assert (dry["dry_run"], console.service.gallery.count()) == (True, 18)
-    problem(delete(dry_run=False), 422, "reason_missing")
+    for unseen in ({}, {"reason": "\u200b"}):
+        problem(delete(dry_run=False, **unseen), 422, "reason_missing")
     problem(delete(dry_run=False, reason="x" * 501), 422, "request_invalid")
     assert delete(dry_run=False, reason="requested").json()["deleted"] == dry["deleted"] >= 1
     track = {"track": "green-True", "camera": ODD, "reason": "requested"}

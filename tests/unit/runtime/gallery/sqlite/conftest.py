@@ -4,9 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -36,14 +34,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 def gallery(tmp_path):
     with open_new(tmp_path / "gallery") as opened:
         yield opened
-
-
-@pytest.fixture
-def in_memory(tmp_path):
-    """A folder for what a kill leaves; in memory where possible, as most time goes into syncs."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

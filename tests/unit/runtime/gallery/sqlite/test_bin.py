@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,13 +14,13 @@ from tests.helpers.gallery_places import START, add_filmed, open_new, put, save,
 from tests.helpers.refused import refused
 from upperson_log.chain import verify_log
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.files import locked_folder
 from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.clips import clips_dir
 from upperson_rt.gallery.erasures import ERASURE_LOG, digest_of_keys, unpack_ids
-from upperson_rt.gallery.sqlite import bin as bin_module
+from upperson_rt.gallery.sqlite import database, list_files
 from upperson_rt.gallery.sqlite import index as index_module
-from upperson_rt.gallery.sqlite import list_files
-from upperson_rt.gallery.sqlite.bin import empty_bin
+from upperson_rt.gallery.sqlite.bin import Bin, empty_bin
 
 ANNA, LATER = "gate/anna/100", "gate/anna/120"
 
@@ -63,12 +64,24 @@ def erasures(gallery):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def failing(number):
+    """A call of the system that fails."""
+
+    def call(*_):
+        raise OSError(number, os.strerror(number), "new")
+
+    return call
+
+
 def assert_sound(gallery):
     assert gallery.verify() == []
     gallery.check()
 
 
-def test_what_is_restored_is_as_it_was(gallery):
+@pytest.mark.parametrize("has_links", [True, False])
+def test_what_is_restored_is_as_it_was(gallery, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", failing(errno.EPERM))
     add_filmed(gallery, ANNA, LATER, "gate/ben/5000", "hall/eve/100")
     before = rows(gallery)
     began = time.time()
@@ -224,13 +237,11 @@ def test_a_full_disk_loses_nothing(gallery, monkeypatch):
     add_filmed(gallery, ANNA, "gate/ben/103")
     before = rows(gallery)
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "new")
-
     for act, left in ((lambda: move(gallery, ANNA), [ANNA]), (lambda: restore(gallery), [])):
         with monkeypatch.context() as patch:
-            patch.setattr(bin_module.shutil, "move", full)
-            with refused("bin_files", InputError):
+            for name in ("link", "replace"):
+                patch.setattr(os, name, failing(errno.ENOSPC))
+            with refused("cannot_write", InputError):
                 act()
         gallery.bin.tidy()
         assert binned(gallery) == left
@@ -321,7 +332,7 @@ def change(folder):
             gallery.bin.delete(ids)
 
 os.fsync = lambda file: None
-for name in ("rename", "unlink"):
+for name in ("link", "rename", "unlink"):
     setattr(os, name, counted(getattr(os, name)))
 for name in ("execute", "executemany"):
     setattr(access._Connection, name, counted(getattr(access._Connection, name)))
@@ -340,7 +351,7 @@ for steps in range(100):
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("what", ["add", "restore", "delete"])
-def test_a_kill_loses_nothing_and_shows_nothing_twice(in_memory, what):
+def test_after_a_kill_the_next_opening_goes_on(in_memory, monkeypatch, what):
     whole = in_memory / "whole"
     with open_new(whole) as gallery:
         add_filmed(gallery, ANNA, LATER, "gate/ben/110", "hall/eve/100")
@@ -349,7 +360,15 @@ def test_a_kill_loses_nothing_and_shows_nothing_twice(in_memory, what):
             move(gallery, ANNA, LATER)
     command = [sys.executable, "-c", KILLED, str(whole), what]
     subprocess.run(command, env=environment(), check=True)
-    outcomes = [_after_a_kill(folder, all_in, what) for folder in in_memory.glob("whole-*")]
+    folders = [*in_memory.glob("whole-*")]
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "_is_writable", lambda _: False)
+        for folder in folders:
+            before = files(folder)
+            with Gallery.open(folder) as gallery:
+                assert gallery.verify() == []
+            assert files(folder) == before
+    outcomes = [_after_a_kill(folder, all_in, what) for folder in folders]
     assert 10 < len(outcomes) < 100
     assert {*outcomes} == ({(4, 0), (2, 2)} if what != "delete" else {(2, 2), (2, 0)})
 
@@ -357,9 +376,9 @@ def test_a_kill_loses_nothing_and_shows_nothing_twice(in_memory, what):
 def _after_a_kill(folder, all_in, what):
     """The pictures in the gallery and in the bin; all files are where they belong."""
     with Gallery.open(folder) as gallery:
-        gallery.bin.tidy()
         state = gallery.count(), len(gallery.bin.entries())
         assert gallery.verify() == []
+        assert not (folder / "bin" / "moving").exists()
         if state == (2, 0):
             gallery.finish_erasures()
             assert {line["count"] for line in erasures(gallery)} == {2}
@@ -370,3 +389,34 @@ def _after_a_kill(folder, all_in, what):
             assert rows(gallery)[0] == all_in[0]
             assert what == "delete" or rows(gallery)[1] == all_in[1]
     return state
+
+
+def test_a_move_of_another_process_is_left_to_it(gallery, monkeypatch):
+    add_filmed(gallery, ANNA)
+    put(gallery, ["no time"], 2, crop="old.jpg")
+    save(gallery.crops_dir, "old.jpg")
+    for path in gallery.crops_dir.rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Bin, "_settle", lambda _: None)
+        move(gallery, ANNA, "no time")
+    with locked_folder(gallery.path / "bin"), Gallery.open(gallery.path) as opened:
+        opened.prune(older_than=START)
+        assert "bin" not in {*places_of(opened, "anna"), *places_of(opened, "old")}
+        assert_sound(opened)
+    with Gallery.open(gallery.path) as opened:
+        assert {*places_of(opened, "anna"), *places_of(opened, "old")} == {"bin"}
+        assert_sound(opened)
+
+
+def test_a_move_that_cannot_be_finished_keeps_no_one_from_the_gallery(gallery, monkeypatch):
+    add_filmed(gallery, ANNA)
+    monkeypatch.setattr(os, "unlink", failing(errno.EACCES))
+    with refused("bin_files", InputError):
+        move(gallery, ANNA)
+    with Gallery.open(gallery.path) as opened:
+        assert binned(opened) == [ANNA]
+        assert_sound(opened)
+    monkeypatch.undo()
+    Gallery.open(gallery.path).close()
+    assert {*places_of(gallery, "anna")} == {"bin"}
