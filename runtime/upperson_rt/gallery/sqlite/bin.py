@@ -256,12 +256,15 @@ class Bin:
     def _settling(self) -> Iterator[None]:
         """Let no other thread or process change the bin meanwhile, and move files at the end."""
         with _file_errors():
-            for folder in (self._crops_dir.parent, self.crops_dir.parent):
-                require_no_links(folder)
+            self._require_no_links()
             make_folder(self.crops_dir.parent)
             with locked_folder(self.crops_dir.parent):
                 yield
                 self._settle()
+
+    def _require_no_links(self) -> None:
+        for folder in (self._crops_dir.parent, self.crops_dir.parent):
+            require_no_links(folder)
 
     def _begin_move(self) -> None:
         """Note durably, before rows move, that files have to follow."""
@@ -273,6 +276,7 @@ class Bin:
         return {file.relative_to(own).as_posix() for file in own.rglob("*") if file.is_file()}
 
     def _settle(self) -> None:
+        self._require_no_links()
         main, own, files = self._crops_dir, self.crops_dir, self._files()
         with self._reading() as transaction:
             erased = _erased(transaction)
