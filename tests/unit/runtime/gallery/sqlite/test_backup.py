@@ -465,6 +465,40 @@ def test_a_database_of_another_time_is_not_restored_and_is_copied_anew(tmp_path,
     assert everything(tmp_path / "back") == everything(made)
 
 
+@pytest.mark.parametrize("is_increment", [True, False])
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_backup_that_ends_between_two_manifests_is_restored(
+    tmp_path, made, copy, monkeypatch, is_increment, last
+):
+    """The first manifest is written before the rows are, the second one after that."""
+    back_up(made, copy)
+    expected, write = everything(made)[0], module.write_atomically
+    if not is_increment:
+        monkeypatch.setattr(module, "_is_earlier", lambda *_: False)
+    for start in (60, 70):  # Also twice in a row.
+        with Gallery.open(made) as gallery:
+            delete(gallery, start - 50)
+            fill(gallery, start, start + 3)
+        written = []
+
+        def ending(path, content, written=written):
+            written += [path] * (path.name == MANIFEST)
+            if len(written) == last:
+                raise KeyboardInterrupt
+            write(path, content)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "write_atomically", ending)
+            with pytest.raises(KeyboardInterrupt):
+                back_up(made, copy)
+        expected = everything(made)[0] if last == 2 else expected
+        restore(copy, tmp_path / f"back-{start}")
+        assert everything(tmp_path / f"back-{start}")[0] == expected
+    monkeypatch.undo()
+    assert back_up(made, copy).is_increment
+    assert json.loads((copy / MANIFEST).read_text())["changing"] == []
+
+
 @pytest.mark.parametrize(
     ("about", "code"),
     [

@@ -196,3 +196,19 @@ def test_what_cannot_be_proven_is_refused(gallery, backup, tmp_path):
         Selection(keys=["a"], where=Filter(camera="b"))
     assert (gallery.path / ERASURE_LOG).read_bytes() == before
     assert left(gallery, Selection(keys=["k7"]), tmp_path / "other") == {}
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (os.mkfifo, "file_unreadable"),
+        (os.mkdir, "file_unreadable"),
+        (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "file_too_large"),
+    ],
+)
+def test_a_log_that_is_no_file_of_lines_is_not_read(gallery, make, code):
+    log = gallery.path / ERASURE_LOG
+    log.unlink(missing_ok=True)
+    make(log)
+    with refused(code, InputError, path=str(log)):
+        prove_erasure(gallery, Selection(erasure="abc"))

@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.gallery_places import START, add_filmed, open_new, put, save
 from tests.helpers.refused import refused
 from upperson_camera.crop_folder import CropFolder, remove_unfinished
+from upperson_console.user_state import UserState
 from upperson_maintenance.erase_proof import Selection, prove_erasure
 from upperson_maintenance.retention import Retention
 from upperson_rt.errors import InputError
@@ -134,6 +135,14 @@ def test_nothing_goes_through_a_link_among_the_crops(made, tmp_path, target):
         remove_unfinished(gallery, folder / "crops")
     now = {path: path.read_bytes() for path in before if path.exists()}
     assert now == {path: content for path, content in before.items() if SNAPSHOTS not in path.parts}
+
+
+def test_the_state_of_a_console_is_behind_no_link(tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/console.sqlite").symlink_to(tmp_path / "victim")
+    with refused("link_in_folder", InputError):
+        UserState(tmp_path / "state/console.sqlite")
+    assert not (tmp_path / "victim").exists()
 
 
 def test_the_first_link_is_named(tmp_path):
