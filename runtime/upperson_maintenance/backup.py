@@ -37,6 +37,7 @@ from upperson_rt.files import (
     require_no_links,
     require_place,
     scratch_folder,
+    sync_folder,
     try_lock,
     write_atomically,
 )
@@ -165,6 +166,7 @@ def back_up(gallery: Path, destination: Path) -> BackedUp:
         if not lock.is_file():
             require_place(destination)
         stack.enter_context(_locked(lock))
+        sync_folder(destination)  # By the lock the next backup knows what this one leaves.
         copies = Copies(stack.enter_context(ThreadPoolExecutor(_WRITERS)))
         for is_increment in (_is_earlier(source, destination), False, False):
             with suppress(UnrelatedError):
@@ -379,6 +381,8 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
     if removed or not is_increment:  # A search of the copy has made an index of what is gone.
         for path in destination.glob(f"{INDEX_FILE}*"):
             path.unlink(missing_ok=True)
+    for folder in {destination, *(path.parent for path in strays)}:
+        sync_folder(folder)  # What is gone does not come back.
     return BackedUp(
         manifest=manifest,
         is_increment=is_increment,

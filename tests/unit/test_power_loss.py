@@ -13,6 +13,7 @@ from tests.helpers.gallery_places import add_filmed, open_new
 from tests.helpers.power_loss import Files, Recording, below, build_disk_calls, record, write_files
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson.checkpoint import Checkpointer
+from upperson_maintenance.backup import back_up, restore
 from upperson_maintenance.export import export_gallery
 from upperson_rt.bundle import Bundle
 from upperson_rt.gallery import Gallery, Item
@@ -137,6 +138,13 @@ else:
 os._exit(0)
 """
 
+BACKUP = """
+from pathlib import Path
+from upperson_maintenance.backup import back_up
+
+back_up(Path("gallery"), Path("copy"))
+"""
+
 
 def outputs(states: list[Files], name: str) -> set[frozenset[tuple[str, bytes]]]:
     """What a folder holds in some states, each once."""
@@ -146,6 +154,7 @@ def outputs(states: list[Files], name: str) -> set[frozenset[tuple[str, bytes]]]
 def opened(states: list[Files], name: str, folder: Path) -> Iterator[Path]:
     """Write what has a name in each state into a folder, and yield that."""
     for number, state in enumerate(states):
+        folder.mkdir(exist_ok=True)
         yield write_files(below(state, name), folder / str(number))
 
 
@@ -304,6 +313,7 @@ def test_an_exported_gallery_is_the_old_one_or_the_new_one(work, tmp_path, disk_
     assert len((out / "items.csv").read_text().splitlines()) == 9
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("what", ["add", "restore", "empty", "delete"])
 def test_no_crop_is_lost_and_what_was_deleted_is_gone(in_memory, disk_calls, what):
     work = in_memory / "work"
@@ -341,3 +351,33 @@ def test_no_crop_is_lost_and_what_was_deleted_is_gone(in_memory, disk_calls, wha
     assert found == {begin, end}
     if what in ("empty", "delete"):  # Before any program opens it.
         assert not [name for state in recording.final for name in state if "anna" in name]
+
+
+@pytest.mark.timeout(180)
+def test_a_backup_is_the_earlier_one_or_the_new_one_and_can_be_repeated(in_memory, disk_calls):
+    work = in_memory / "work"
+    work.mkdir()
+
+    def rows(place: Path, backup: Path) -> set[str]:
+        restore(backup, place)
+        with Gallery.open(place) as gallery:
+            return {item.key for item in gallery.items()}
+
+    with open_new(work / "gallery") as gallery:
+        add_filmed(gallery, "gate/anna/100")
+    states = record(BACKUP, work, library=disk_calls).states
+    begun = [state for state in states if "copy/" in state and "copy/backup.lock" not in state]
+    assert begun
+    for place in opened(begun, "copy", in_memory / "begun"):
+        back_up(work / "gallery", place)
+    with Gallery.open(work / "gallery") as gallery:
+        gallery.delete(["gate/anna/100"])
+        add_filmed(gallery, "hall/eve/100")
+    recording = record(BACKUP, work, library=disk_calls)
+    found = [
+        rows(in_memory / f"restored-{number}", place)
+        for number, place in enumerate(opened(recording.states, "copy", in_memory / "later"))
+    ]
+    assert {*map(frozenset, found)} == {frozenset({"gate/anna/100"}), frozenset({"hall/eve/100"})}
+    for state in recording.final:
+        assert not [name for name in below(state, "copy") if "anna" in name]
