@@ -88,9 +88,16 @@ def clips_in(folder: Path) -> Iterator[ClipFile]:
 
 
 def all_clips(crops_dir: Path) -> Iterator[ClipFile]:
-    """Yield all frames and clips of a gallery; of links only the folder ``clips`` is followed."""
-    for place, _, _ in os.walk(clips_dir(crops_dir)):
-        yield from clips_in(Path(place))
+    """Yield all frames and clips of a gallery. Of links only the folder ``clips`` is followed."""
+    folders = [clips_dir(crops_dir)]
+    while folders:
+        folder = folders.pop()
+        try:  # os.walk would list all names: a day has files by the hundred thousand.
+            with os.scandir(folder) as entries:
+                folders += [Path(one.path) for one in entries if one.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        yield from clips_in(folder)
 
 
 def clips_of(crops_dir: Path, crop: str) -> list[ClipFile]:
@@ -165,9 +172,9 @@ def clips_showing(crops_dir: Path, rows: Iterable[Erased]) -> Iterator[ClipFile]
 
 def remove_stray_clips(crops_dir: Path, before: float) -> None:
     """Remove what ends before a time in unix seconds and has no crop any more."""
-    for file in list(all_clips(crops_dir)):
+    for file in [one for one in all_clips(crops_dir) if one.end < before]:
         day = file.path.parent.relative_to(clips_dir(crops_dir))
-        if file.end < before and not (crops_dir / day / f"{file.crop}.jpg").exists():
+        if not (crops_dir / day / f"{file.crop}.jpg").exists():
             _remove(file)
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+import tracemalloc
 from contextlib import closing
 
 import av
@@ -365,17 +366,37 @@ def test_old_files_go_and_all_together_stay_below_their_bytes(gallery):
     folder = clips_dir(gallery.crops_dir)
     day = folder / "gate" / "2026-11-30"
     day.mkdir(parents=True)
+
+    def place_of(name):
+        return folder / clip_name(f"gate/2026-11-30/{name}.jpg", ".mp4", START, START + 1)
+
     for age, name in enumerate("abcdef"):
-        path = folder / clip_name(f"gate/2026-11-30/{name}.jpg", ".mp4", START, START + 1)
-        path.write_bytes(bytes(1000))
-        os.utime(path, (0, time.time() - age * 86_400 - 60))
+        place_of(name).write_bytes(bytes(1000))
+        os.utime(place_of(name), (0, time.time() - age * 86_400 - 60))
+    for name, other in zip("bd", "BD", strict=True):  # Those that share a file count and go once.
+        os.link(place_of(name), place_of(other))
     other = day / "notes.txt"
     other.write_text("not ours")
     stage_of(gallery, days=4.0).end(10.0)
-    assert {file.crop for file in all_clips(gallery.crops_dir)} == set("abcd")
+    assert {file.crop for file in all_clips(gallery.crops_dir)} == set("abcdBD")
     stage_of(gallery, most_bytes=2500).end(10.0)
-    assert {file.crop for file in all_clips(gallery.crops_dir)} == set("ab")
+    assert {file.crop for file in all_clips(gallery.crops_dir)} == set("abB")
     assert other.exists()
+
+
+def test_a_look_at_all_files_takes_a_few_bytes_for_each(gallery):
+    folder, count = clips_dir(gallery.crops_dir), 3000
+    (folder / "gate" / "2026-11-30").mkdir(parents=True)
+    for number in range(count):
+        crop = f"gate/2026-11-30/20261130T080000-track-{number}.jpg"
+        (folder / clip_name(crop, ".jpg", START + number)).touch()
+    tracemalloc.start()
+    try:
+        stage_of(gallery).end(10.0)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 100 * count
 
 
 def test_what_is_deleted_while_its_clip_is_written_does_not_come_back(
