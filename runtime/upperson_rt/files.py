@@ -35,6 +35,7 @@ _AT_FDCWD = -100
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ASKING = threading.Lock()
 _STALE_S = 3600.0
+_ENDING = re.compile(r"\.[^.]{8}(\.tmp|\.old)?$")
 _SYNCS = 8  # At once: a thousand pictures take 0.07 s instead of 2 s.
 
 
@@ -417,6 +418,24 @@ def _sweep(path: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             _unlock(lock)
+
+
+def leftovers(folder: Path, name: str) -> list[Path]:
+    """Return what dead processes left of files and folders whose names match a pattern."""
+    found = []
+    for ending in ("", ".tmp", ".old"):
+        for left in folder.glob(f".{name}.????????{ending}"):
+            if not left.is_symlink() and (lock := _locked(left)) is not None:
+                found.append(left)
+                _unlock(lock)
+    return found
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Remove what `leftovers` finds, except for an unlocked folder of the last hour."""
+    for path in {one.with_name(_ENDING.sub("", one.name[1:])) for one in leftovers(folder, name)}:
+        remove_leftovers(path)
+        _sweep(path)
 
 
 def _locked(path: Path) -> int | None:
