@@ -23,13 +23,8 @@ from upperson.model.base import Base
 from upperson.plan import count_split
 from upperson.run import ADAPTER, CARD, CONFIG, CURVES, METRICS_CSV, RESULTS, pack_adapter
 from upperson_rt.errors import InputError
-from upperson_rt.files import (
-    lock_until_closed,
-    make_folder,
-    remove_unfinished,
-    unfinished,
-    write_atomically,
-)
+from upperson_rt.files import make_folder, remove_unfinished, unfinished, write_atomically
+from upperson_rt.locks import lock_until_closed
 from upperson_rt.printable import code_span, show_text
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -22,8 +22,9 @@ from upperson_alerts.alerts import VERSION, Alert, read_alerts
 from upperson_alerts.outbox import Failure, Message, outbox_of
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.extensions import extension_names, load_extension
-from upperson_rt.files import read_bounded, try_lock
+from upperson_rt.files import read_bounded
 from upperson_rt.gallery import Gallery
+from upperson_rt.locks import try_lock
 from upperson_rt.printable import get_logger, safe_repr
 
 _LOG = get_logger(__name__)

@@ -27,7 +27,8 @@ from upperson_autotune.timing import Timing, time_in_turns
 from upperson_rt import __version__
 from upperson_rt.backends import Choice
 from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.files import cache_folder, lock_or_wait, write_atomically
+from upperson_rt.files import cache_folder, write_atomically
+from upperson_rt.locks import lock_or_wait
 from upperson_rt.machine import processor, version_of
 from upperson_rt.printable import get_logger, safe_repr
 from upperson_rt.strict import Constraint, Positive, Sha256, read_fields, read_json, require_version

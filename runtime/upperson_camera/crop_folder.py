@@ -15,17 +15,16 @@ from typing import ParamSpec, TypeVar
 
 from upperson_rt.errors import InputError
 from upperson_rt.files import (
-    lock_until_closed,
     make_folder,
     open_regular,
     require_no_links,
     sync_folder,
-    try_lock,
     write_all_atomically,
 )
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.crops import own_path
 from upperson_rt.ingest.service import Crop
+from upperson_rt.locks import lock_until_closed, try_lock
 from upperson_rt.printable import get_logger
 from upperson_rt.strict import parse_json, read_fields
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, IntegrityError, UppersonError
-from upperson_rt.files import make_folder, try_lock
+from upperson_rt.files import make_folder
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.protocol import read_item
 from upperson_rt.gallery.records import check_new, length_problem, unit_vectors
 from upperson_rt.gallery.sqlite.stored import COLUMNS, item_from_row, row_from_item
+from upperson_rt.locks import try_lock
 from upperson_rt.printable import one_line
 
 _LAYOUT = 1

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from upperson_rt.errors import InputError
-from upperson_rt.files import locked_folder, make_folder, remove_unfinished, write_atomically
+from upperson_rt.files import make_folder, remove_unfinished, write_atomically
+from upperson_rt.locks import locked_folder
 from upperson_rt.printable import get_logger, safe_repr
 from upperson_rt.strict import Constraint, read_fields, read_json, require_version
 

@@ -30,7 +30,8 @@ from upperson_log.chain import (
 )
 from upperson_rt.arguments import check_path, check_text
 from upperson_rt.errors import InputError
-from upperson_rt.files import locked, sync_folder
+from upperson_rt.files import sync_folder
+from upperson_rt.locks import locked
 from upperson_rt.printable import get_logger
 
 _LOG = get_logger(__name__)

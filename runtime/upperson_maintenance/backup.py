@@ -38,7 +38,6 @@ from upperson_rt.files import (
     require_place,
     scratch_folder,
     sync_folder,
-    try_lock,
     write_atomically,
 )
 from upperson_rt.gallery.crops import crop_path
@@ -53,6 +52,7 @@ from upperson_rt.gallery.sqlite.stored import (
     leave_out,
     log_of,
 )
+from upperson_rt.locks import try_lock
 from upperson_rt.printable import count_of, shortened
 from upperson_rt.strict import Count, Positive, Sha256, read_fields, read_json
 

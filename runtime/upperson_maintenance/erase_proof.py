@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UppersonError, UsageError
-from upperson_rt.files import read_bounded
+from upperson_rt.files import leftovers, read_bounded
 from upperson_rt.gallery.clips import all_clips, clips_dir
 from upperson_rt.gallery.erasures import (
     ERASURE_LOG,
@@ -33,7 +33,7 @@ from upperson_rt.gallery.sqlite.traces import (
     Selected,
     files_of_no_row,
     free_pages,
-    indexed_rows,
+    indexed,
     messages,
     stored_ids,
 )
@@ -154,25 +154,30 @@ def _places(
         yield Place("database", found[0], len(rows), found[1], "delete them there")
     pages, left = free_pages(gallery.path)
     yield Place("free pages", "pages that are not zeros", pages, left, "VACUUM the database")
-    indexed, left = indexed_rows(gallery.path, kept)
-    what = "embeddings that the database has not"
-    yield Place("search index", what, indexed, left, "upperson-rt gallery rebuild")
     with gallery.database.reading() as transaction:
+        index = indexed(transaction, gallery.path, gallery.database.meta, kept)
         crops = files_of_no_row(transaction, gallery.crops_dir)
         count, left = messages(transaction)
+    what, advice = "embeddings that the database has not", "upperson-rt gallery rebuild"
+    yield Place("search index", what, index.rows, index.stale_rows, advice)
+    what = "means of other embeddings than those of their lists"
+    yield Place("index centroids", what, index.centroids, index.stale_centroids, advice)
     yield Place("alerts", "messages of no row", count, left, _PRUNE)
     yield Place("crops", "files of no row", len(rows), len(crops), _PRUNE)
     clips, folder = list(all_clips(gallery.crops_dir)), clips_dir(gallery.crops_dir)
     days = [gallery.crops_dir / clip.path.parent.relative_to(folder) for clip in clips]
     there = [(day / f"{clip.crop}.jpg").exists() for day, clip in zip(days, clips, strict=True)]
-    yield Place("frames and clips", "files of no crop", len(clips), there.count(False), _PRUNE)
+    left = there.count(False) + len(leftovers(folder, "unfinished"))
+    yield Place("frames and clips", "files of no crop", len(clips), left, _PRUNE)
     count, left = gallery.bin.traces(*binned)
     what = "what was erased, and files of no row"
     yield Place("bin", what, count, left, "upperson-rt gallery delete")
     frames, where = gallery.path / SNAPSHOTS, selection.where
     names = [] if where.is_empty else snapshots_passing(frames, where)
     count = len(list(frames.glob("*.jpg")))
-    yield Place("newest frames", "cameras that pass the filter", count, len(names), "delete them")
+    left = len(names) + len(leftovers(frames, "*"))
+    what = "cameras that pass the filter, and unfinished files"
+    yield Place("newest frames", what, count, left, "delete them")
     file, left = gallery.path / SCORES_FILE, 0
     try:
         if file.exists():  # It has averages, and nothing of one picture.

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from upperson_rt.errors import InputError
-from upperson_rt.files import locked_folder, write_atomically
+from upperson_rt.files import write_atomically
+from upperson_rt.locks import locked_folder
 from upperson_rt.score_calibration import (
     ScoreCalibration,
     read_score_calibration,

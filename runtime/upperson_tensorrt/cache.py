@@ -20,13 +20,8 @@ from pathlib import Path
 from types import ModuleType
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.files import (
-    cache_folder,
-    lock_or_wait,
-    make_folder,
-    remove_unfinished,
-    write_atomically,
-)
+from upperson_rt.files import cache_folder, make_folder, remove_unfinished, write_atomically
+from upperson_rt.locks import lock_or_wait
 from upperson_rt.strict import Count, Positive, read_fields, read_json, require_version
 from upperson_tensorrt.builder import Comparison, InputProfile
 from upperson_tensorrt.cuda import Cuda

@@ -12,7 +12,7 @@ from tests.helpers.command_line import run_program
 from tests.helpers.invoke import run_json, run_rt
 from upperson_console.accounts import Accounts, add_token
 from upperson_rt.cli import app
-from upperson_rt.files import locked_folder
+from upperson_rt.locks import locked_folder
 
 DAY_S = 86400
 

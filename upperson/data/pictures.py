@@ -34,7 +34,8 @@ from torch.utils.data import Dataset
 from upperson.data.images import truncated_images
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, IntegrityError, UppersonError
-from upperson_rt.files import lock_until_closed, make_folder, remove_unfinished, write_atomically
+from upperson_rt.files import make_folder, remove_unfinished, write_atomically
+from upperson_rt.locks import lock_until_closed
 from upperson_rt.preprocess import prepare_image
 from upperson_rt.strict import read_json
 

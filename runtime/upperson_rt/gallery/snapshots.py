@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from upperson_rt.arguments import is_finite
 from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.files import read_bounded, require_no_links, sync_folder, write_atomically
+from upperson_rt.files import read_bounded, require_no_links, sweep, sync_folder, write_atomically
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Filter
 from upperson_rt.printable import get_logger
@@ -120,7 +120,8 @@ def snapshots_passing(folder: Path, where: Filter) -> list[str]:
 
 
 def remove_snapshots(folder: Path, where: Filter) -> None:
-    """Remove the snapshots that pass a filter; what cannot be removed is logged."""
+    """Remove the snapshots that pass a filter, and unfinished ones; failures are logged."""
+    sweep(folder, "*")
     for camera in snapshots_passing(folder, where):
         path = picture_path(folder, camera)
         try:

@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
-from upperson_rt.files import lock_until_closed, read_bounded, unlock_and_close
+from upperson_rt.files import read_bounded
 from upperson_rt.gallery.sqlite.schema import GUARD
+from upperson_rt.locks import lock_until_closed, unlock_and_close
 
 LOCK_TIMEOUT_S = 30.0
 """How long a write waits for that of another process."""

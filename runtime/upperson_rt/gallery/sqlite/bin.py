@@ -19,13 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from upperson_rt.errors import InputError
-from upperson_rt.files import (
-    locked_folder,
-    make_folder,
-    require_no_links,
-    sync_folder,
-    write_atomically,
-)
+from upperson_rt.files import make_folder, require_no_links, sync_folder, write_atomically
 from upperson_rt.gallery.clips import (
     ClipFile,
     Erased,
@@ -42,6 +36,7 @@ from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import Transaction
 from upperson_rt.gallery.sqlite.deletion import Eraser, Selected, selected
 from upperson_rt.gallery.sqlite.schema import COLUMNS, ROW, Sums
+from upperson_rt.locks import locked_folder
 from upperson_rt.printable import count_of, safe_repr
 
 _TABLE = (

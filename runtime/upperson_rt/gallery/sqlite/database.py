@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
-from upperson_rt.files import folder_near, locked_folder, make_folder, read_bounded
+from upperson_rt.files import folder_near, make_folder, read_bounded
 from upperson_rt.gallery.protocol import no_gallery
 from upperson_rt.gallery.sqlite import access, schema
 from upperson_rt.gallery.sqlite.access import LOCK_TIMEOUT_S, MAIN_FILE_ONLY, Beside, Lease, Log
 from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Description, SqliteMeta, Sums
+from upperson_rt.locks import locked_folder
 from upperson_rt.machine import lower_priority
 from upperson_rt.printable import get_logger, one_line
 

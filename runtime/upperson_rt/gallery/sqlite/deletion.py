@@ -104,7 +104,7 @@ class Eraser:
         self,
         database: Database,
         writing: Callable[[], AbstractContextManager[tuple[Transaction, Sums]]],
-        purge: Callable[[NDArray[np.int64], bool], None],
+        purge: Callable[[NDArray[np.int64], bool], bool],
         crops_dir: Path,
     ) -> None:
         self._database, self._writing, self._crops_dir = database, writing, crops_dir
@@ -143,6 +143,7 @@ class Eraser:
             messages = {} if outbox is None else outbox.by_picture()
         rows = rows[np.argsort(rows[:, 0])]
         firsts = [unpack_ids(record["ids"])[:1] for record in records.values()]
+        parts = action == "delete" or any(map(_is_of_parts, records.values()))
         sparing = "prune" in {action, *(record["action"] for record in records.values())}
         id_, deleted, committed = uuid.uuid4().hex, 0, 0.0
         with ThreadPoolExecutor(_UNLINKING) as pool:
@@ -166,6 +167,7 @@ class Eraser:
                 "count": 0,
                 "files": [],
                 "ids": pack_ids(rows[:0, 0]),
+                "parts": parts,
             }
             with self._writing() as (transaction, _):
                 _write(transaction, {name: one or left for name, one in done.items()})
@@ -174,13 +176,14 @@ class Eraser:
         if is_left:  # Of a deletion that was killed, or an earlier release.
             with self._writing() as (transaction, _):
                 forget_messages(transaction)
-        if (firsts or is_left) and self._tidy(sparing):
+        is_done = True
+        if firsts or parts:
+            is_done = self._purge(np.concatenate([np.empty(0, np.int64), *firsts]), parts)
+        if (firsts or is_left) and self._tidy(sparing) and is_done:
             with self._writing() as (transaction, _):
                 _write(transaction, {name: None for name, one in done.items() if one is None})
             with self._database.with_empty_log():
                 pass
-        if firsts or action == "delete":
-            self._purge(np.concatenate([np.empty(0, np.int64), *firsts]), action == "delete")
         return deleted
 
     def begin(
@@ -368,6 +371,16 @@ def _secure_delete(transaction: Transaction, mode: str) -> Iterator[None]:
 def unfinished(transaction: Transaction) -> dict[str, dict[str, Any]]:
     """Return what deletions have left to do, with the ``files`` that are to be removed."""
     return read_documents(transaction.connection, _RECORD)
+
+
+def to_purge(transaction: Transaction) -> set[str]:
+    """Return the deletions whose rows may still be in parts of the search index."""
+    return {name for name, record in unfinished(transaction).items() if _is_of_parts(record)}
+
+
+def _is_of_parts(record: _Record) -> bool:
+    """Whether parts of the search index must lose the rows now: those of retention may wait."""
+    return bool(record.get("parts", record["action"] != "prune"))
 
 
 def _write(transaction: Transaction, records: _Records) -> None:

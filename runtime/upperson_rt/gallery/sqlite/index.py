@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson_rt.files import sweep
 from upperson_rt.gallery.records import Filter, IndexInfo
 from upperson_rt.gallery.sqlite import list_files
 from upperson_rt.gallery.sqlite.database import Transaction
@@ -22,11 +23,14 @@ from upperson_rt.gallery.sqlite.index_file import (
     write_file,
 )
 from upperson_rt.gallery.sqlite.list_files import (
+    EXACT,
     INDEX_FILE,
     ListFiles,
     Lists,
     Stamp,
     StoppedError,
+    read_dead,
+    read_exact,
 )
 from upperson_rt.gallery.sqlite.lists import KIND, ListPart
 from upperson_rt.gallery.sqlite.rows import changed_since, stored_vectors, version_of
@@ -36,7 +40,6 @@ from upperson_rt.gallery.sqlite.segments import (
     Segment,
     Tail,
     flat_index,
-    is_flat,
     load_faiss,
     merge_flat,
     stored_rows,
@@ -57,7 +60,6 @@ _LARGE_ROWS = 131_072
 """Exact segments from there on are not merged: that would need their memory twice."""
 _FEWEST_OF_A_PART = 500
 """Candidates of each part of a large gallery, at least."""
-_EXACT = "exact"
 _TRIES = 3
 _AFTER_FAILURE_S = 600.0
 _LONGEST_END_S = 5.0
@@ -253,6 +255,8 @@ class SearchIndex:
                 if is_alone:
                     self._files.failed = False
                     self._bring_up(self._read_or_empty())
+            if is_alone:
+                self._files.purge_if_due(self._reading)
         except StoppedError:
             pass
         except (UnusableIndexError, OSError, UppersonError, RuntimeError) as error:  # faiss's.
@@ -277,32 +281,28 @@ class SearchIndex:
             lists = done
         raise StoppedError
 
-    def purge(self, ids: NDArray[np.int64], parts: bool) -> None:
+    def purge(self, ids: NDArray[np.int64], parts: bool) -> bool:
         """Take deleted items out of the files; those of an exact index go as a whole.
-
-        Problems are logged: see ``upperson-rt gallery erase-proof``.
 
         Args:
             ids: The lowest one of each deletion.
             parts: Also of a large gallery; else the work beside searches does it sometime.
+
+        Returns:
+            Whether that is done; if not, the next deletion has to repeat it. Problems are logged.
         """
         try:
+            sweep(self.path.parent, f"{INDEX_FILE}*")
             stamp = Stamp.read(read_stamp(self.path))
-            if stamp.kind == _EXACT and (ids <= stamp.last_id).any():
+            if stamp.kind == EXACT and (ids <= stamp.last_id).any():
                 self.path.unlink(missing_ok=True)
-            elif stamp.kind == KIND and parts:
-                with self._files.only_one(wait=False) as is_alone:
-                    if not is_alone:
-                        _LOG.warning(
-                            "search index %s is being made: it may hold deleted rows", self.path
-                        )
-                        return
-                    with self._reading() as transaction:
-                        self._files.step(transaction, self._files.read(), purge=True)
         except FileNotFoundError:
-            return
+            pass
         except (UnusableIndexError, OSError) as error:
-            _LOG.warning("search index %s may hold deleted rows: %s", self.path, error)
+            _LOG.warning("search index %s cannot be used (%s): it is removed", self.path, error)
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+        return not (parts and self._files.are_there) or self._files.purge(self._reading)
 
     def _with_newer_files(self, transaction: Transaction, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with what was saved since, if that holds almost everything."""
@@ -346,10 +346,10 @@ class SearchIndex:
                 found = Stamp.read(read_stamp(self.path))
                 found.changes(transaction, self._meta)
                 stamp = found
-        if stamp is None or stamp.kind == _EXACT:
+        if stamp is None or stamp.kind == EXACT:
             if self.is_large(transaction) and self.snapshot is None:
                 return None
-            return IndexInfo(kind=_EXACT, rows=items, recall_at_10=1.0)
+            return IndexInfo(kind=EXACT, rows=items, recall_at_10=1.0)
         alive = sum(part.alive for part in stamp.parts)
         found_share = sum(part.alive * part.recall_at_10 for part in stamp.parts)
         return IndexInfo(
@@ -369,10 +369,15 @@ class SearchIndex:
 
     def _problem(self, transaction: Transaction) -> str | None:
         try:
-            stamp = Stamp.read(read_file(self.path)[2])
+            _, arrays, stored = read_file(self.path)
+            stamp = Stamp.read(stored)
             stamp.changes(transaction, self._meta)
+            if stamp.kind == EXACT:
+                read_exact(self.path, self.embed_dim)
             for part in stamp.parts:
-                self._files.read_part(part.name)
+                read = self._files.read_part(part.name)
+                if part.name in arrays:
+                    read_dead(arrays[part.name], read)
         except FileNotFoundError as error:
             if error.filename == str(self.path):
                 return None
@@ -388,12 +393,7 @@ class SearchIndex:
         try:
             if self.is_large(transaction):
                 return self._load_lists(transaction)
-            index, arrays, stored = read_file(self.path)
-            stamp = Stamp.read(stored)
-            if stamp.kind != _EXACT:
-                raise UnusableIndexError("it is of a large gallery")
-            if not is_flat(index, len(arrays["ids"]), self.embed_dim):
-                raise UnusableIndexError("it does not hold the rows that its stamp says")
+            segment, stamp = read_exact(self.path, self.embed_dim)
             changed = stamp.changes(transaction, self._meta)
         except FileNotFoundError:
             return self.build(transaction)
@@ -403,7 +403,6 @@ class SearchIndex:
                 self.path, error,
             )  # fmt: skip
             return self.build(transaction)
-        segment = Segment(ids=arrays["ids"], checksums=arrays["checksums"], index=index)
         if segment.without(changed).alive < transaction.count() // 2:
             _LOG.info("search index %s is outdated: making it again", self.path)
             return self.build(transaction)
@@ -507,7 +506,7 @@ class SearchIndex:
             return self._sound(transaction, followed)
         segment = self._build_exact(transaction, count)
         last_id = version_of(transaction)[1]
-        stamp = Stamp.of(transaction, last_id, kind=_EXACT, identity=self._meta.identity,
+        stamp = Stamp.of(transaction, last_id, kind=EXACT, identity=self._meta.identity,
                          embed_dim=self.embed_dim)  # fmt: skip
         tail = Tail(self.embed_dim)
         snapshot = Snapshot(stamp.seq, last_id, (segment,), tail)
@@ -552,6 +551,7 @@ class SearchIndex:
             if afresh:
                 self._files.save(made)
             self._seen = self._files.version()
+        self._files.purge_if_due(self._reading)
         return sound
 
     def _sound(self, transaction: Transaction, snapshot: Snapshot) -> Snapshot:

@@ -19,13 +19,18 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.files import put_in_place, scratch_folder
+from upperson_rt.files import open_regular, put_in_place, scratch_folder
 from upperson_rt.gallery.sqlite.segments import load_faiss
 
-FORMAT = 3
-_MAGIC = b"uprtidx3"
+FORMAT = 4
+_MAGIC = b"uprtidx4"
 _END_BYTES = 24
 _CHUNK_BYTES = 1 << 24
+_MOST_BYTES = 1 << 34
+"""Of a file: an exact index of a million rows of 4,096 dimensions takes half of it."""
+_MOST_DETAILS = 1 << 26
+"""Bytes of the JSON, which names the cameras of a part."""
+_TYPES = {"<i8", "<i4", "<f8", "|u1"}
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
@@ -43,7 +48,8 @@ def write_file(path: Path, index: Any, arrays: Arrays, stamp: Mapping[str, Any])
     parts = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     lengths = [[name, array.dtype.str, len(array)] for name, array in parts.items()]
     details = json.dumps({"format": FORMAT, "stamp": stamp, "arrays": lengths}).encode()
-    with scratch_folder(path) as folder:
+    # Parts share the name of the scratch: the next one that is written removes what is left.
+    with scratch_folder(path.with_name(path.name.partition("-")[0])) as folder:
         temporary = folder / path.name
         try:
             if index is None:
@@ -72,14 +78,14 @@ def write_file(path: Path, index: Any, arrays: Arrays, stamp: Mapping[str, Any])
 
 def read_stamp(path: Path) -> dict[str, Any]:
     """Read only what an index was made from."""
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         stamp: dict[str, Any] = _read_end(file)[0]["stamp"]
         return stamp
 
 
 def read_file(path: Path) -> tuple[Any, dict[str, NDArray[Any]], dict[str, Any]]:
     """Read index, arrays and stamp, after checking all of the file."""
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         details, arrays_at, checksum_at = _read_end(file)
         file.seek(checksum_at)
         expected = int.from_bytes(file.read(8), "little")
@@ -100,9 +106,18 @@ def read_file(path: Path) -> tuple[Any, dict[str, NDArray[Any]], dict[str, Any]]
                 index = faiss.read_index(
                     name if os.path.exists(name) else str(path), faiss.IO_FLAG_MMAP_IFC
                 )
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 raise UnusableIndexError(f"faiss cannot read it: {error}") from error
     return index, arrays, details["stamp"]
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file: a pipe would be waited for, and a sparse one may have no end."""
+    file = open_regular(path)
+    if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+        file.close()
+        raise UnusableIndexError("it is far too large")
+    return file
 
 
 def _read_end(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
@@ -115,7 +130,7 @@ def _read_end(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
     checksum, length = (int.from_bytes(end[at : at + 4], "little") for at in (0, 4))
     if end[16:23] == _MAGIC[:7] and end[23:] != _MAGIC[7:]:
         raise OutdatedIndexError("it is of another version")
-    if end[16:] != _MAGIC or length > size - _END_BYTES:
+    if end[16:] != _MAGIC or length > min(size - _END_BYTES, _MOST_DETAILS):
         raise UnusableIndexError("it is cut off, or no index of this version")
     file.seek(size - _END_BYTES - length)
     details = file.read(length)
@@ -123,9 +138,18 @@ def _read_end(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
         raise UnusableIndexError("its stamp is damaged")
     try:
         found = json.loads(details)
+        for name, kind, count in found["arrays"]:
+            if (
+                not isinstance(name, str)
+                or kind not in _TYPES
+                or type(count) is not int
+                or count < 0
+            ):
+                raise TypeError("an array is of no known type")
         lengths = [np.dtype(kind).itemsize * count for _, kind, count in found["arrays"]]
         format_ = found["format"]
-    except (ValueError, TypeError, KeyError) as error:
+        found["stamp"].keys()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UnusableIndexError(f"it is of another version: {error}") from error
     arrays_at = size - _END_BYTES - len(details) - sum(n + -n % 8 for n in lengths)
     if format_ != FORMAT or arrays_at < 0:

@@ -12,8 +12,8 @@ import re
 import threading
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
-from upperson_rt.files import lock_until_closed, unlock_and_close
+from upperson_rt.files import sweep
 from upperson_rt.gallery.sqlite.database import Transaction
+from upperson_rt.gallery.sqlite.deletion import to_purge
 from upperson_rt.gallery.sqlite.index_file import (
     UnusableIndexError,
     read_file,
@@ -34,6 +35,7 @@ from upperson_rt.gallery.sqlite.index_file import (
 from upperson_rt.gallery.sqlite.lists import (
     KIND,
     ListPart,
+    ReadVectors,
     make_part,
     read_part,
     without_dead,
@@ -47,11 +49,14 @@ from upperson_rt.gallery.sqlite.rows import (
     version_of,
 )
 from upperson_rt.gallery.sqlite.schema import SqliteMeta
+from upperson_rt.gallery.sqlite.segments import Segment, is_flat
+from upperson_rt.locks import lock_until_closed, unlock_and_close
 from upperson_rt.printable import get_logger
 
 _LOG = get_logger(__name__)
 
 INDEX_FILE = "gallery.index"
+EXACT = "exact"
 PART_ROWS = 524_288
 """Items of a full part: it takes 0.6 GB of memory and a minute to make one of 512 dimensions."""
 SEAL_ROWS = 16_384
@@ -81,7 +86,7 @@ class Stamp:
     """What an index was made from."""
 
     kind: str
-    """``exact``, or `lists.KIND`."""
+    """`EXACT`, or `lists.KIND`."""
     identity: str
     """The gallery's, see `schema.SqliteMeta`."""
     embed_dim: int
@@ -112,8 +117,13 @@ class Stamp:
             found = cls(**{**stored, "parts": [PartFile(**part) for part in stored["parts"]]})
             numbers = [found.seq, found.last_id, found.embed_dim, *chain(*found.witnesses)]
             numbers += [n for part in found.parts for n in (part.first, part.last, part.alive)]
-            if not all(type(number) is int for number in numbers):
+            if not all(type(number) is int and 0 <= number <= MAX_ID for number in numbers):
                 raise TypeError("a number is none")
+            if not all(
+                isinstance(part.name, str) and isinstance(part.recall_at_10, float)
+                for part in found.parts
+            ):
+                raise TypeError("a part is none")
             if not all(len(witness) == 2 for witness in found.witnesses):
                 raise TypeError("a row has other numbers")
         except (TypeError, KeyError) as error:
@@ -192,7 +202,7 @@ class ListFiles:
                 continue
             dead = None
             if file.name in arrays:
-                dead = np.unpackbits(arrays[file.name], count=len(part.ids)).astype(np.bool_)
+                dead = read_dead(arrays[file.name], part)
             count = 0 if dead is None else int(np.count_nonzero(dead))
             parts[file.name] = replace(part, dead=dead, dead_count=count)
         return Lists(stamp, parts, missing)
@@ -256,7 +266,7 @@ class ListFiles:
             for name in old:
                 part = parts.pop(name)
                 if part.alive:
-                    parts |= self._written(without_dead(part, self.path.with_name(name)))
+                    parts |= self._written(without_dead(part, self.reader(transaction)))
         elif small := _to_be_merged(parts):
             merged = np.sort(np.concatenate([parts.pop(name).alive_ids for name in small]))
             parts |= self._made(transaction, parts, also=merged)
@@ -305,22 +315,74 @@ class ListFiles:
             _LOG.warning("search index %s cannot be saved: %s", self.path, error)
             with suppress(UnusableIndexError, OSError):
                 named = {part.name for part in Stamp.read(read_stamp(self.path)).parts}
-        for file in self._files():
-            if file.name not in named:
-                file.unlink(missing_ok=True)
+        self.remove_parts(named)
+
+    def purge(self, reading: Callable[[], AbstractContextManager[Transaction]]) -> bool:
+        """Take all items that are gone out of the files, and remove files that no list names.
+
+        Returns False if that has to be repeated, or if another process works on the files. That
+        one does it then: each that had the lock looks for deletions after it.
+        """
+        done, due = None, set[str]()
+        while done is None or due - done:
+            with self.only_one(wait=False) as is_alone:
+                if not is_alone:
+                    _LOG.warning(
+                        "another process makes search index %s: deleted rows leave it when that is "
+                        "done, and  upperson-rt gallery erase-proof  shows whether it is",
+                        self.path,
+                    )
+                    return False
+                try:
+                    with reading() as transaction:
+                        done = to_purge(transaction)
+                        self._purge(transaction)
+                except OSError as error:
+                    self.failed = True
+                    _LOG.warning("search index %s may hold deleted rows: %s", self.path, error)
+            with reading() as transaction:
+                due = to_purge(transaction)
+            if self.failed:
+                return False
+        return True
+
+    def purge_if_due(self, reading: Callable[[], AbstractContextManager[Transaction]]) -> None:
+        """Do that if a deletion is not finished: it may have found the files locked."""
+        with reading() as transaction:
+            is_due = bool(to_purge(transaction))
+        if is_due:
+            self.purge(reading)
+
+    def _purge(self, transaction: Transaction) -> None:
+        sweep(self.path.parent, f"{INDEX_FILE}*")
+        self.failed = False
+        try:
+            lists = self.read()
+            while lists.missing:
+                lists = self.step(transaction, lists) or lists
+            if self.step(transaction, lists, purge=True) is None:
+                self.remove_parts(lists.parts)
+        except FileNotFoundError:
+            self.remove_parts()
+        except UnusableIndexError as error:
+            _LOG.warning("parts of search index %s are removed: %s", self.path, error)
+            self.remove_parts()
 
     def remove(self) -> None:
         """Remove all files; what has them open goes on with them."""
         self.path.unlink(missing_ok=True)
         self.remove_parts()
 
-    def remove_parts(self) -> None:
-        """Remove the files of parts."""
-        for file in self._files():
-            file.unlink(missing_ok=True)
+    def remove_parts(self, but: Collection[str] = ()) -> None:
+        """Remove the files of parts, except for some."""
+        for file in self.path.parent.glob(f"{INDEX_FILE}-[0-9a-f]*"):
+            if file.name not in but and not file.is_dir():
+                file.unlink(missing_ok=True)
 
-    def _files(self) -> list[Path]:
-        return [*self.path.parent.glob(f"{INDEX_FILE}-[0-9a-f]*")]
+    @property
+    def are_there(self) -> bool:
+        """Whether there are files of parts, or were any."""
+        return any(self.path.parent.glob(f"{INDEX_FILE}-*"))
 
     def _made(
         self,
@@ -357,6 +419,10 @@ class ListFiles:
             return {}
         return self._written(make_part(whole, self._check))
 
+    def reader(self, transaction: Transaction) -> ReadVectors:
+        """Return what reads stored vectors."""
+        return lambda ids: stored_vectors(transaction, self._meta.embed_dim, None, ids)
+
     def _written(self, part: ListPart) -> dict[str, ListPart]:
         """Write a part, and return it by the name of its file, which no other one ever had."""
         name = f"{INDEX_FILE}-{uuid.uuid4().hex[:12]}"
@@ -376,6 +442,29 @@ class ListFiles:
 
 class StoppedError(Exception):
     """The work was stopped."""
+
+
+def read_dead(packed: NDArray[Any], part: ListPart) -> NDArray[np.bool_]:
+    """Return which items of a part are gone; UnusableIndexError if that is of another part."""
+    count = len(part.ids)
+    if packed.dtype != np.uint8 or len(packed) != -(-count // 8):
+        raise UnusableIndexError("it does not fit its parts")
+    return np.unpackbits(packed, count=count).astype(np.bool_)
+
+
+def read_exact(path: Path, embed_dim: int) -> tuple[Segment, Stamp]:
+    """Read the index of a small gallery; UnusableIndexError or OSError if it cannot be used."""
+    index, arrays, stored = read_file(path)
+    stamp = Stamp.read(stored)
+    if stamp.kind != EXACT:
+        raise UnusableIndexError("it is of a large gallery")
+    try:
+        segment = Segment(ids=arrays["ids"], checksums=arrays["checksums"], index=index)
+    except KeyError as error:
+        raise UnusableIndexError(f"it has no {error}") from error
+    if not is_flat(segment, embed_dim):
+        raise UnusableIndexError("it does not hold the rows that its stamp says")
+    return segment, stamp
 
 
 def _existing(transaction: Transaction, ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,11 +7,11 @@ Shapes: Q queries, N rows, K candidates, D dimensions.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,13 @@ from upperson_rt.errors import BackendError
 from upperson_rt.gallery.records import Filter
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file, write_file
 from upperson_rt.gallery.sqlite.rows import Block
-from upperson_rt.gallery.sqlite.segments import Candidates, Part, load_faiss, nothing
+from upperson_rt.gallery.sqlite.segments import (
+    Candidates,
+    Part,
+    load_faiss,
+    nothing,
+    rows_of,
+)
 
 KIND = "ivf-rabitq"
 _BITS = 2
@@ -36,6 +42,10 @@ _QUERIES = 100
 _SPREAD = 0.75
 """More lists than without a filter, of the root of the inverse share that passes."""
 _QUERY_COSINE = 0.54  # Of a sentence and the best picture, typically.
+_ROUNDING = 1e-6
+"""Of centroids: one item more of a thousand moves their numbers by far more."""
+ReadVectors: TypeAlias = Callable[[NDArray[np.int64]], Iterable[Block]]
+"""Reads the vectors of items (ascending), as far as they are stored."""
 Ranges: TypeAlias = list[tuple[int, int]]
 """First row, and the row after the last, ascending."""
 
@@ -173,39 +183,94 @@ def _is_sound(part: ListPart, embed_dim: int) -> bool:
         and (np.diff(part.ids) > 0).all()
         and part.places.min() >= 0
         and (np.bincount(part.places, minlength=count) == 1).all()
+        and all(name is None or isinstance(name, str) for name, _, _ in part.cameras)
         and [start for _, start, _ in part.cameras] == ends[:-1]
         and ends[-1] == count
+        and set(_descents(part.times).tolist()) <= set(ends)
+        and len(_lists_of_rows(index)) == count
     )
 
 
-def without_dead(part: ListPart, path: Path) -> ListPart:
-    """Return the part of a file without the items that are gone, of which nothing is left."""
-    faiss = load_faiss()
+def _descents(times_N: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the rows that are earlier than the one before; NaN is last."""
+    later = (times_N[1:] >= times_N[:-1]) | np.isnan(times_N[1:])
+    return np.flatnonzero(~later) + 1
+
+
+def _lists_of_rows(index: Any) -> NDArray[np.int64]:
+    """Return the list of each row, (N,); UnusableIndexError unless each row is in one list."""
+    lists, rows_in_lists = np.full(index.ntotal, -1), 0
+    for number in range(index.nlist):
+        if not (size := index.invlists.list_size(number)):
+            continue
+        rows = load_faiss().rev_swig_ptr(index.invlists.get_ids(number), size)
+        if rows[0] < 0 or rows[-1] >= len(lists) or (np.diff(rows) <= 0).any():
+            raise UnusableIndexError("a list has rows that are not there")
+        lists[rows] = number
+        rows_in_lists += size
+    if rows_in_lists != len(lists) or (lists < 0).any():
+        raise UnusableIndexError("its lists do not have each row once")
+    return lists
+
+
+def _centroids_of(index: Any) -> NDArray[np.float32]:
+    """Return the (L, D) centroids."""
+    found: NDArray[np.float32] = index.quantizer.reconstruct_n(0, index.nlist)
+    return found
+
+
+def _means_of(
+    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float16]]], count: int, embed_dim: int
+) -> NDArray[np.float32]:
+    """Return the means of lists, (L, D) of unit length, from blocks: the lists of rows, and these.
+
+    Sums of float16 are exact in float64, so that the order of rows makes no difference.
+    """
+    sums = np.zeros((count, embed_dim))
+    for lists_N, vectors_ND in blocks:
+        order = np.argsort(lists_N, kind="stable")
+        there, starts = np.unique(lists_N[order], return_index=True)
+        if len(there):
+            sums[there] += np.add.reduceat(vectors_ND[order].astype(np.float64), starts, axis=0)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    means: NDArray[np.float32] = (sums / np.where(lengths, lengths, 1)).astype(np.float32)
+    return means
+
+
+def foreign_centroids(part: ListPart, read: ReadVectors) -> int:
+    """Count the lists whose centroid is not the mean of the stored items that are in them.
+
+    Such a centroid may be made of items that are gone.
+    """
+    lists = np.empty(len(part.ids), np.int64)
+    lists[part.places] = _lists_of_rows(part.index)
+    blocks = ((lists[rows_of(part.ids, block.ids)], block.vectors) for block in read(part.ids))
+    means = _means_of(blocks, part.index.nlist, part.index.d)
+    same = np.isclose(_centroids_of(part.index), means, rtol=_ROUNDING, atol=_ROUNDING**2)
+    return int(np.count_nonzero(~same.all(axis=1)))
+
+
+def without_dead(part: ListPart, read: ReadVectors) -> ListPart:
+    """Return the part without the items that are gone, of which no number is left.
+
+    A list that lost items gets a centroid of those that stay, which are encoded again: what is
+    encoded is the difference. A list that lost them all goes.
+
+    Raises:
+        UnusableIndexError: The database has other items than the part.
+    """
     alive_rows = part.alive_rows
     if alive_rows is None or part.dead is None:
         return part
-    index = faiss.read_index(str(path))
-    new_rows, lists = np.cumsum(alive_rows) - 1, index.invlists
-    for number in range(index.nlist):
-        size = lists.list_size(number)
-        if not size:
-            continue
-        rows = faiss.rev_swig_ptr(lists.get_ids(number), size)
-        codes = faiss.rev_swig_ptr(lists.get_codes(number), size * index.code_size)
-        kept = alive_rows[rows]
-        count = int(np.count_nonzero(kept))
-        rows[:count] = new_rows[rows[kept]]
-        codes = codes.reshape(size, index.code_size)
-        codes[:count] = codes[kept]
-        lists.resize(number, count)
-    index.ntotal = part.alive
+    old_lists, new_rows = _lists_of_rows(part.index), np.cumsum(alive_rows) - 1
+    stay, lists = np.unique(old_lists[alive_rows], return_inverse=True)
     kept_items = ~part.dead
     new_places = np.cumsum(kept_items) - 1
     starts = np.concatenate([[0], np.cumsum(alive_rows)]).tolist()
-    return ListPart(
+    kept = ListPart(
         ids=part.ids[kept_items],
         checksums=part.checksums[kept_items],
-        index=index,
+        index=None,
         places=new_places[part.places[alive_rows]].astype(np.int32),
         times=part.times[alive_rows],
         cameras=[
@@ -215,10 +280,75 @@ def without_dead(part: ListPart, path: Path) -> ListPart:
         ],
         recall_at_10=part.recall_at_10,
     )
+    is_changed = np.isin(stay, old_lists[~alive_rows])
+    rows = np.flatnonzero(is_changed[lists])
+    vectors_ND = _stored(kept, rows, read)
+    centroids_LD = _centroids_of(part.index)[stay]
+    means_LD = _means_of([(lists[rows], vectors_ND)], len(stay), part.index.d)
+    centroids_LD[is_changed] = means_LD[is_changed]
+    index = _empty_index(centroids_LD, part.index.nprobe)
+    for number in np.flatnonzero(~is_changed).tolist():
+        _copy_list(part.index, int(stay[number]), index, number, new_rows)
+    _encode(index, rows, lists[rows], vectors_ND)
+    index.ntotal = len(kept.ids)
+    return replace(kept, index=index)
+
+
+def _stored(part: ListPart, rows: NDArray[np.int64], read: ReadVectors) -> NDArray[np.float16]:
+    """Read the vectors of some rows."""
+    places = np.sort(part.places[rows])
+    block = Block.joined([*read(part.ids[places])], 0)
+    if not (
+        np.array_equal(block.ids, part.ids[places])
+        and np.array_equal(block.checksums, part.checksums[places])
+    ):
+        raise UnusableIndexError("the database has other rows than it was made from")
+    return block.vectors[np.searchsorted(places, part.places[rows])]
+
+
+def _empty_index(centroids_LD: NDArray[np.float32], probed: int) -> Any:
+    faiss = load_faiss()
+    count, embed_dim = centroids_LD.shape
+    index = faiss.IndexIVFRaBitQ(
+        faiss.IndexFlatIP(embed_dim), embed_dim, count, faiss.METRIC_INNER_PRODUCT, True, _BITS
+    )
+    index.quantizer.add(centroids_LD)
+    index.qb, index.nprobe, index.is_trained = _QUERY_BITS, min(probed, count), True
+    return index
+
+
+def _encode(
+    index: Any,
+    rows_N: NDArray[np.int64],
+    lists_N: NDArray[np.int64],
+    vectors_ND: NDArray[np.float16],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Add rows (ascending) to their lists."""
+    pointer = load_faiss().swig_ptr
+    for start in range(0, len(rows_N), _ADD_ROWS):
+        check()
+        part = slice(start, start + _ADD_ROWS)
+        rows, lists = (np.ascontiguousarray(one[part], np.int64) for one in (rows_N, lists_N))
+        vectors = np.ascontiguousarray(vectors_ND[part], np.float32)
+        index.add_core(len(rows), pointer(vectors), pointer(rows), pointer(lists))
+
+
+def _copy_list(
+    source: Any, number: int, target: Any, new_number: int, new_rows: NDArray[np.int64]
+) -> None:
+    """Copy a list with its codes; its rows have new numbers."""
+    faiss = load_faiss()
+    size = source.invlists.list_size(number)
+    rows = new_rows[faiss.rev_swig_ptr(source.invlists.get_ids(number), size)]
+    codes = source.invlists.get_codes(number)
+    target.invlists.add_entries(new_number, size, faiss.swig_ptr(rows), codes)
 
 
 def make_part(block: Block, check: Callable[[], None] = lambda: None) -> ListPart:
     """Train lists on rows, whose ids ascend and which have columns, and fill them.
+
+    The centroid of a list is the mean of the rows in it, see `foreign_centroids`.
 
     The share of lists that is searched starts at a 32nd, and is doubled until it finds 99 % of the
     ten best pictures of 100 queries as far from the pictures as sentences are: stored vectors
@@ -232,29 +362,16 @@ def make_part(block: Block, check: Callable[[], None] = lambda: None) -> ListPar
         )
     assert block.cameras is not None
     assert block.times is not None
-    count, embed_dim = block.vectors.shape
+    count = len(block.ids)
     names = {name: number for number, name in enumerate(sorted({*block.cameras} - {None}), 1)}
     codes = np.fromiter((names.get(name, 0) for name in block.cameras), np.int64, count)
     places = np.lexsort((block.ids, block.times, codes)).astype(np.int32)
     bounds = np.searchsorted(codes[places], np.arange(len(names) + 2)).tolist()
-
-    lists = max(1, min(count, round(2 * math.sqrt(count))))
     rng = np.random.default_rng(0)
-    chosen = np.sort(rng.choice(count, min(count, lists * _ROWS_PER_LIST), replace=False))
-    index = faiss.IndexIVFRaBitQ(
-        faiss.IndexFlatIP(embed_dim), embed_dim, lists, faiss.METRIC_INNER_PRODUCT, True, _BITS
-    )
-    index.qb, index.nprobe = _QUERY_BITS, max(1, lists // _LISTS_PROBED)
-    index.cp.niter = _ITERATIONS
-    index.cp.min_points_per_centroid = 1
-    index.train(block.vectors[chosen].astype(np.float32))
-    for start in range(0, count, _ADD_ROWS):
-        check()
-        index.add(block.vectors[places[start : start + _ADD_ROWS]].astype(np.float32))
     part = ListPart(
         ids=block.ids,
         checksums=block.checksums,
-        index=index,
+        index=_trained(block.vectors, places, rng, check),
         places=places,
         times=block.times[places],
         cameras=[
@@ -265,6 +382,36 @@ def make_part(block: Block, check: Callable[[], None] = lambda: None) -> ListPar
         recall_at_10=0.0,
     )
     return _measured(part, block.vectors, rng)
+
+
+def _trained(
+    vectors_ND: NDArray[np.float16],
+    places_N: NDArray[np.int32],
+    rng: np.random.Generator,
+    check: Callable[[], None],
+) -> Any:
+    """Return an index of vectors in the order of their places, see `make_part`."""
+    faiss = load_faiss()
+    count, embed_dim = vectors_ND.shape
+    wanted = max(1, min(count, round(2 * math.sqrt(count))))
+    chosen = np.sort(rng.choice(count, min(count, wanted * _ROWS_PER_LIST), replace=False))
+    trained = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(embed_dim), embed_dim, wanted, faiss.METRIC_INNER_PRODUCT
+    )
+    trained.cp.niter = _ITERATIONS
+    trained.cp.min_points_per_centroid = 1
+    trained.train(vectors_ND[chosen].astype(np.float32))
+    slices = [slice(start, start + _ADD_ROWS) for start in range(0, count, _ADD_ROWS)]
+    lists_N = np.empty(count, np.int64)
+    for part in slices:
+        check()
+        vectors = vectors_ND[places_N[part]].astype(np.float32)
+        lists_N[part] = trained.quantizer.assign(vectors, 1)[:, 0]
+    there, lists_N = np.unique(lists_N, return_inverse=True)  # Lists that are empty go.
+    blocks = ((lists_N[part], vectors_ND[places_N[part]]) for part in slices)
+    index = _empty_index(_means_of(blocks, len(there), embed_dim), max(1, wanted // _LISTS_PROBED))
+    _encode(index, np.arange(count), lists_N, vectors_ND[places_N], check)
+    return index
 
 
 def _measured(

@@ -284,13 +284,19 @@ def flat_index(embed_dim: int, count: int) -> Any:
     return index
 
 
-def is_flat(index: Any, count: int, embed_dim: int) -> bool:
-    """Whether a faiss index that was read is one of `flat_index`."""
-    return (
+def is_flat(segment: Segment, embed_dim: int) -> bool:
+    """Whether a segment that was read fits together, and its index is one of `flat_index`."""
+    index, ids, count = segment.index, segment.ids, len(segment.ids)
+    return bool(
         type(index).__name__ == "IndexScalarQuantizer"
         and (index.ntotal, index.d) == (count, embed_dim)
+        and index.metric_type == load_faiss().METRIC_INNER_PRODUCT
+        and index.sq.qtype == load_faiss().ScalarQuantizer.QT_fp16
         and index.sa_code_size() == embed_dim * STORED.itemsize
         and index.codes.size() == count * embed_dim * STORED.itemsize
+        and ids.dtype == segment.checksums.dtype == np.int64
+        and len(segment.checksums) == count
+        and (np.diff(ids) > 0).all()
     )
 
 

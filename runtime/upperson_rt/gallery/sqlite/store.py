@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError, UppersonError
-from upperson_rt.files import bytes_on_disk, require_no_links
-from upperson_rt.gallery.clips import remove_clips, remove_stray_clips
+from upperson_rt.files import bytes_on_disk, require_no_links, sweep
+from upperson_rt.gallery.clips import clips_dir, remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.protocol import Gallery, Within, known_keys, read_item
 from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, Item
@@ -224,6 +224,8 @@ class SqliteGallery(Gallery):
         """
         self._eraser.finish()
         self.bin.tidy()
+        sweep(self.path / SNAPSHOTS, "*")
+        sweep(clips_dir(self.crops_dir), "unfinished")
         with self._database.with_empty_log() as file:
             return file is not None
 

@@ -1,20 +1,31 @@
 """Where the file of a gallery, its index and its crops could still have rows that were deleted."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from upperson_rt.files import leftovers
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite.access import opened_bytes
 from upperson_rt.gallery.sqlite.bin import rows_in_bin
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Transaction
-from upperson_rt.gallery.sqlite.deletion import Selected, own_outbox, selected, unfinished
+from upperson_rt.gallery.sqlite.deletion import (
+    Selected,
+    own_outbox,
+    selected,
+    to_purge,
+    unfinished,
+)
 from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file
-from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
+from upperson_rt.gallery.sqlite.list_files import INDEX_FILE, ListFiles
+from upperson_rt.gallery.sqlite.lists import foreign_centroids
+from upperson_rt.gallery.sqlite.schema import SqliteMeta
 
-__all__ = ["Selected", "files_of_no_row", "free_pages", "indexed_rows", "messages", "stored_ids"]
+__all__ = ["Selected", "files_of_no_row", "free_pages", "indexed", "messages", "stored_ids"]
 
 
 def stored_ids(transaction: Transaction) -> tuple[Selected, Selected]:
@@ -30,26 +41,46 @@ def free_pages(folder: Path) -> tuple[int, int]:
         return len(free.leaves) + len(free.trunks), free.count_used(opened)
 
 
-def indexed_rows(folder: Path, stored: Selected) -> tuple[int, int]:
-    """Count the rows in the files of the index, and those of them that are not stored any more.
+class Indexed(NamedTuple):
+    """What the files of the index have, and what of it comes from no stored row."""
 
-    A file that cannot be read counts as one such row.
+    rows: int = 0
+    stale_rows: int = 0
+    """A file that cannot be read or is not finished counts as one, and so does a deletion whose
+    rows are still to leave the files."""
+    centroids: int = 0
+    stale_centroids: int = 0
+
+
+def indexed(transaction: Transaction, folder: Path, meta: SqliteMeta, kept: Selected) -> Indexed:
+    """Compare the files of the index with rows that are stored, those of the bin among them.
+
+    A centroid has to be the mean of the stored items of its list: no other may be part of it.
     """
-    known, at = np.unique(stored[:, 0], return_index=True)
-    count = stale = 0
-    for file in folder.glob(f"{INDEX_FILE}*"):
-        try:
-            arrays = read_file(file)[1] if file.stat().st_size else {}  # A lock is empty.
-        except (UnusableIndexError, OSError):
-            arrays = {"ids": np.zeros(1, np.int64), "checksums": np.zeros(1, np.int64)}
-        if "checksums" in arrays:
-            ids = arrays["ids"]
-            place = np.searchsorted(known, ids).clip(max=max(0, len(known) - 1))
-            same = np.zeros(len(ids), np.bool_)
-            if len(known):
-                same = (known[place] == ids) & (stored[at[place], 1] == arrays["checksums"])
-            count, stale = count + len(ids), stale + int((~same).sum())
-    return count, stale
+    known, at = np.unique(kept[:, 0], return_index=True)
+    files = ListFiles(folder, meta)
+    being_made = to_purge(transaction) if files.are_there else ()
+    found = Indexed(stale_rows=len(leftovers(folder, f"{INDEX_FILE}*")) + len(being_made))
+    for file in sorted(folder.glob(f"{INDEX_FILE}*")):
+        if file.name == f"{INDEX_FILE}-lock":
+            continue
+        ids = checksums = np.zeros(1, np.int64)
+        centroids = (0, 0)
+        with suppress(UnusableIndexError, OSError):
+            if file == files.path:
+                arrays = read_file(file)[1]
+                ids, checksums = arrays.get("ids", ids[:0]), arrays.get("checksums", ids[:0])
+            else:
+                part = files.read_part(file.name)
+                ids, checksums = part.ids, part.checksums
+                centroids = part.index.nlist, foreign_centroids(part, files.reader(transaction))
+        place = np.searchsorted(known, ids).clip(max=max(0, len(known) - 1))
+        same = np.zeros(len(ids), np.bool_)
+        if len(known):
+            same = (known[place] == ids) & (kept[at[place], 1] == checksums)
+        counts = len(ids), int((~same).sum()), *centroids
+        found = Indexed(*(one + more for one, more in zip(found, counts, strict=True)))
+    return found
 
 
 def messages(transaction: Transaction) -> tuple[int, int]:

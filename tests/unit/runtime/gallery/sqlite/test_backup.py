@@ -17,10 +17,10 @@ from tests.helpers.refused import refused
 from upperson_maintenance import backup as module
 from upperson_maintenance.backup import MANIFEST, back_up, restore
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.files import lock_until_closed
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.crops import name_with_hash
 from upperson_rt.gallery.sqlite import rows as table
+from upperson_rt.locks import lock_until_closed
 
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "4"))
 

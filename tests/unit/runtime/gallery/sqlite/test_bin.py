@@ -14,13 +14,13 @@ from tests.helpers.gallery_places import START, add_filmed, open_new, put, save,
 from tests.helpers.refused import refused
 from upperson_log.chain import verify_log
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.files import locked_folder
 from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.clips import clips_dir
 from upperson_rt.gallery.erasures import ERASURE_LOG, digest_of_keys, unpack_ids
 from upperson_rt.gallery.sqlite import database, list_files
 from upperson_rt.gallery.sqlite import index as index_module
 from upperson_rt.gallery.sqlite.bin import Bin, empty_bin
+from upperson_rt.locks import locked_folder
 
 ANNA, LATER = "gate/anna/100", "gate/anna/120"
 

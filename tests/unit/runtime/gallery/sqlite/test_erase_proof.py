@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +21,7 @@ from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.clips import clip_name, clips_dir
 from upperson_rt.gallery.erasures import ERASURE_LOG
 from upperson_rt.gallery.snapshots import SNAPSHOTS, Snapshot, write_snapshot
-from upperson_rt.gallery.sqlite import index
+from upperson_rt.gallery.sqlite import index, list_files, lists
 
 EVERYTHING = Selection()
 
@@ -116,13 +117,47 @@ def test_each_place_is_looked_into(gallery):
     assert found == {
         "search index": 1, "crops": 1, "frames and clips": 1, "score calibration": 1
     }  # fmt: skip
-    gallery._index.path.write_bytes(b"damaged")
-    assert left(gallery)["search index"] == 1
     gallery.rebuild()
     (gallery.path / "scores.json").unlink()
     gallery.prune(older_than=0.5)
     os.utime(gallery.crops_dir / "gate/day/7.jpg", (0, 0))
     assert "search index" not in left(gallery)
+
+
+def test_a_centroid_of_other_pictures_is_found(gallery, monkeypatch):
+    monkeypatch.setattr(index, "APPROXIMATE_FROM", 50)
+    monkeypatch.setattr(list_files, "SEAL_ROWS", 50)
+    gallery.rebuild()
+    gallery.delete(["k7"])
+    assert left(gallery) == {}
+    files = gallery._index._files
+    (name,) = files.read().parts
+    part = files.read_part(name)
+    made = lists.load_faiss().read_index(str(gallery.path / name))
+    centroids = made.quantizer.reconstruct_n(0, made.nlist)
+    centroids[2] += 0.001
+    made.quantizer.reset()
+    made.quantizer.add(centroids)
+    lists.write_part(gallery.path / name, replace(part, index=made), gallery.database.meta.identity)
+    assert left(gallery) == {"index centroids": 1}
+    gallery.rebuild()
+    assert left(gallery) == {}
+
+
+def test_a_damaged_index_is_found_in_a_copy_and_removed_here(gallery, backup):
+    for folder in (gallery.path, backup / "monday"):
+        (folder / "gallery.index").write_bytes(b"damaged")
+    assert left(gallery, EVERYTHING, backup) == {"backup 1: search index": 1}
+    assert not gallery._index.path.exists()
+
+
+def test_unfinished_files_of_killed_processes_go(gallery, backup):
+    names = f"{SNAPSHOTS}/.c1.jpg.abcdefgh", "clips/.unfinished.abcdefgh.tmp/clip.mp4"
+    for folder in (gallery.path, backup / "monday"):
+        save(folder, *names)
+    found = {"backup 1: frames and clips": 1, "backup 1: newest frames": 1}
+    assert left(gallery, EVERYTHING, backup) == found
+    assert not any((gallery.path / name).exists() for name in names)
 
 
 def test_messages_of_deleted_pictures_are_found(gallery, backup):
