@@ -466,26 +466,27 @@ def test_a_database_of_another_time_is_not_restored_and_is_copied_anew(tmp_path,
 
 
 @pytest.mark.parametrize("is_increment", [True, False])
-@pytest.mark.parametrize("last", [1, 2])
+@pytest.mark.parametrize("stops", [(1, 2), (2, 1), (2, 2)])
 def test_a_backup_that_ends_between_two_manifests_is_restored(
-    tmp_path, made, copy, monkeypatch, is_increment, last
+    tmp_path, made, copy, monkeypatch, is_increment, stops
 ):
     """The first manifest is written before the rows are, the second one after that."""
     back_up(made, copy)
     expected, write = everything(made)[0], module.write_atomically
     if not is_increment:
         monkeypatch.setattr(module, "_is_earlier", lambda *_: False)
-    for start in (60, 70):  # Also twice in a row.
+    for start, last in zip((60, 70), stops, strict=True):
         with Gallery.open(made) as gallery:
             delete(gallery, start - 50)
             fill(gallery, start, start + 3)
         written = []
 
-        def ending(path, content, written=written):
+        def ending(path, content, written=written, last=last):
             written += [path] * (path.name == MANIFEST)
+            if len(written) < 2:
+                write(path, content)
             if len(written) == last:
                 raise KeyboardInterrupt
-            write(path, content)
 
         with monkeypatch.context() as patched:
             patched.setattr(module, "write_atomically", ending)
