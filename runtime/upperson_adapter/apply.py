@@ -27,7 +27,12 @@ from upperson_rt.files import all_names, new_folder, read_bounded
 from upperson_rt.machine import trim_heap
 from upperson_rt.manifest import NO_ADAPTER, SIGNATURE_FILE, Manifest
 from upperson_rt.towers import TOWERS, Tower
-from upperson_signature.signature import signed_digests, verify_folder
+from upperson_signature.signature import (
+    files_of_signature,
+    named_key,
+    read_public_key,
+    verify_folder,
+)
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (work, done, total)."""
@@ -66,8 +71,8 @@ def apply_adapter(
             bundle of another site or base, or the disk is full.
         UsageError: ``output`` is the base bundle.
         IntegrityError: The adapter or the base is damaged, the adapter belongs to another base, a
-            file comes out otherwise than it was exported, a golden sample differs, or the adapter
-            is not signed by the key that is trusted.
+            file comes out otherwise than it was exported or than its signature names it, a golden
+            sample differs, or the adapter is not signed by the key that is trusted.
     """
     base, output = Path(base), Path(output)
     _require_apart(base, output)
@@ -75,12 +80,12 @@ def apply_adapter(
         _require_base(base, file.manifest.base)
         _require_same_site(output, file.bundle, force)
         Bundle.open(base, EXACT).check_files()
+        signed = _signed(file, trust)
         with new_folder(output, unowned_in_bundle) as folder, _shown_as(folder, file.path):
-            signed = None if trust is None else _signed(file, folder, trust)
-            for name in file.file_names():
-                _write(folder, name, [file.file(name)], signed)
-            for name in file.manifest.copied:
-                _write(folder, name, [_base_file(base, name)], signed)
+            for name in (*file.file_names(), *file.manifest.copied):
+                is_copied = name in file.manifest.copied
+                content = _base_file(base, name) if is_copied else file.file(name)
+                _require_named(folder, name, _write(folder, name, [content]), signed)
             for tower in TOWERS:
                 _write_graphs(file, tower, base, folder, signed, progress)
             if trust is not None:
@@ -105,9 +110,10 @@ def restore_base(
     _require_apart(base, output)
     manifest = read_base(base, trust)
     _require_same_site(output, manifest, force)
+    named_key(base)  # A malformed signature is refused before anything is written.
     with new_folder(output, unowned_in_bundle) as folder, _shown_as(folder, base):
         for name in set(all_names(base)) - unowned_in_bundle(base):
-            _write(folder, name, [_base_file(base, name)], None)
+            _write(folder, name, [_base_file(base, name)])
         if trust is not None:
             verify_folder(folder, trust)
         check_variants(folder, manifest, progress)
@@ -173,16 +179,21 @@ def _require_same_site(output: Path, manifest: Manifest, force: bool) -> None:
         require_replaceable(output, is_same)
 
 
-def _signed(file: AdapterFile, folder: Path, trust: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the SHA-256 of the files that the trusted key has signed, before any is written."""
-    if SIGNATURE_FILE not in file.file_names():
-        raise IntegrityError(
-            f"{file.path} is not signed: get one that was exported with --sign",
-            code="adapter_unsigned",
-            path=str(file.path),
-        )
-    (folder / SIGNATURE_FILE).write_bytes(file.file(SIGNATURE_FILE))
-    return signed_digests(folder, trust)
+def _signed(file: AdapterFile, trust: str | os.PathLike[str] | None) -> dict[str, str] | None:
+    """Return the SHA-256 of the files that the signature names; None without a signature.
+
+    With ``trust`` there must be one, of that key.
+    """
+    if SIGNATURE_FILE in file.file_names():
+        key = None if trust is None else read_public_key(trust)
+        return files_of_signature(file.file(SIGNATURE_FILE), key, str(file.path))
+    if trust is None:
+        return None
+    raise IntegrityError(
+        f"{file.path} is not signed: get one that was exported with --sign",
+        code="adapter_unsigned",
+        path=str(file.path),
+    )
 
 
 def _base_file(base: Path, name: str) -> bytes:
@@ -212,10 +223,8 @@ def _require_base(base: Path, expected: BaseBundle) -> None:
             )
 
 
-def _write(
-    folder: Path, name: str, pieces: Iterable[bytes], signed: Mapping[str, str] | None
-) -> str:
-    """Write a file of the new bundle and return its SHA-256; a signature must name it."""
+def _write(folder: Path, name: str, pieces: Iterable[bytes]) -> str:
+    """Write a file of the new bundle and return its SHA-256."""
     place = folder / name
     place.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -223,14 +232,17 @@ def _write(
         for piece in pieces:
             digest.update(piece)
             out.write(piece)
-    found = digest.hexdigest()
-    if signed is not None and name != SIGNATURE_FILE and signed.get(name) != found:
+    return digest.hexdigest()
+
+
+def _require_named(place: Path, name: str, sha256: str, signed: Mapping[str, str] | None) -> None:
+    """Refuse a file that a signature, if there is one, does not name with this SHA-256."""
+    if signed is not None and name != SIGNATURE_FILE and signed.get(name) != sha256:
         raise IntegrityError(
-            f"{place} is not what the trusted key has signed: get the adapter again",
+            f"{place / name} is not what the adapter's signature names: get the adapter again",
             code="file_changed",
-            path=str(place),
+            path=str(place / name),
         )
-    return found
 
 
 # --- Graphs: the bytes that never change, and weights between them
@@ -252,7 +264,7 @@ def _write_graphs(
             entry = named_files(file.bundle)[name]
             weights = adapted.weights(section.smoothed)
             pieces = graph_bytes(file.graph(name), section, weights)
-            found = _write(folder, name, _at_most(entry.size_bytes, pieces), signed)
+            found = _write(folder, name, _at_most(entry.size_bytes, pieces))
             if found != entry.sha256:
                 raise IntegrityError(
                     f"'{name}' comes out otherwise than it was exported: expected SHA-256 "
@@ -263,6 +275,7 @@ def _write_graphs(
                     expected=entry.sha256,
                     found=found,
                 )
+            _require_named(folder, name, found, signed)
     except (IntegrityError, OSError):
         raise
     except Exception as error:  # numpy has a dozen kinds for shapes that do not fit.

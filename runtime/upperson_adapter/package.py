@@ -29,6 +29,7 @@ from upperson_adapter.weights import Site
 from upperson_rt.bundle import MANIFEST_FILE, UNNAMED_FILES, named_files
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import FileEntry, Manifest, check_relative_path, parse_manifest
+from upperson_rt.printable import safe_repr
 from upperson_rt.strict import Count, Positive, parse_json, read_fields, require_version
 from upperson_rt.towers import TOWERS, Tower
 
@@ -172,7 +173,7 @@ class AdapterFile:
             )
         try:
             self._archive = zipfile.ZipFile(self.path)
-            self._entries = {entry.filename: entry for entry in self._archive.infolist()}
+            self._entries = {entry.orig_filename: entry for entry in self._archive.infolist()}
         except Exception as error:  # zipfile has several kinds for bad content.
             raise self._damaged(str(error)) from error
         if (
@@ -238,8 +239,12 @@ class AdapterFile:
         return self._tensors(_SMOOTHING, tower)
 
     def _require_bundle(self) -> None:
-        """Refuse a file that does not make each file of the bundle, once, and no other."""
+        """Refuse a file that does not make each file of the bundle, once, or has more in it."""
         named = named_files(self.bundle)
+        files = (_FILES + name for name in self.file_names())
+        own = {_MANIFEST, _TRAINED, _SMOOTHING, *(_GRAPHS + name for name in self.manifest.graphs)}
+        if unknown := sorted(self._entries.keys() - own.union(files)):
+            raise self._damaged(f"nothing in it names its entry {safe_repr(unknown[0])}")
         made = [*self.file_names(), *self.manifest.graphs, *self.manifest.copied]
         if (
             len(set(made)) < len(made)

@@ -287,6 +287,10 @@ class Access:
         sees = bool(self.oversight.two_persons) and found.may("operator")
         return replace(found, context=context, sees_approvals=sees)
 
+    def of_name(self, name: str | None) -> Account | None:
+        """Return the account of a name as it is now; None without accounts."""
+        return None if self.accounts is None or name is None else self.accounts.of_name(name)
+
     def _authenticated(self, request: Request) -> Account | None:
         if self.accounts is None:
             return self._local

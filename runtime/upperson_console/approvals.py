@@ -51,10 +51,14 @@ class Approval:
 
     @property
     def state(self) -> Literal["pending", "approved", "refused", "expired"]:
-        """What became of it; an approved export expires, too."""
+        """What became of it; an approved export expires, too.
+
+        So does a request from the future: the clock was set back.
+        """
         if self.decision == "refuse":
             return "refused"
-        if (self.decision is None or self.action == "export") and self.expires <= time.time():
+        is_open = self.decision is None or self.action == "export"
+        if is_open and not self.added <= time.time() < self.expires:
             return "expired"
         return "pending" if self.decision is None else "approved"
 
@@ -63,6 +67,18 @@ class Approval:
         """What was asked, without ids: a sentence, a search, a reason and conditions."""
         given = {n: value for n, value in self.arguments.items() if value not in (None, "", [])}
         return {n: value for n, value in given.items() if n not in ("ids", "details")}
+
+    def may_decide(self, account: Account) -> bool:
+        """Return whether an account is a second person, with rights and older than the request."""
+        is_older = account.created is None or account.created < self.added
+        is_other = account.name != self.user
+        return is_older and is_other and account.cameras is None and account.may(ROLES[self.action])
+
+    def require_approver(self, account: Account | None) -> None:
+        """Raise ProblemError unless the account that approved it, as it is now, may decide it."""
+        if account is None or not self.may_decide(account):
+            what = f"{self.by}, who approved it, was since removed, made anew or limited: ask again"
+            raise _outdated(what)
 
     def requester(self, account: Account | None) -> Account:
         """Return the account that asked as it is now, to act with the approval.
@@ -142,9 +158,8 @@ class Approvals:
 
     def waiting(self, account: Account) -> int:
         """Return the number of pending requests that an account may decide."""
-        created = account.created or 0.0
         return sum(
-            one.state == "pending" and one.user != account.name and created < one.added
+            one.state == "pending" and one.may_decide(account)
             for one in self.visible(account, undecided=True)
         )
 
@@ -181,8 +196,7 @@ class Approvals:
         """
         with self._lock:
             one, reason = self.find(account, id_), visible_text(reason)
-            is_new = account.created is not None and account.created >= one.added
-            if account.name == one.user or is_new or not account.may(ROLES[one.action]):
+            if not one.may_decide(account):
                 what = (
                     "a second person with the rights for it has to decide, with an account and a "
                     "token that are older than the request"
@@ -202,7 +216,7 @@ class Approvals:
                 self._user_state.set_approval(one.id, _text(one))
 
     def granted_export(self, account: Account, id_: str) -> Approval:
-        """Return an approved export, which its account may download now, see `requester`."""
+        """Return an approved export of an account; see `require_approver` and `requester`."""
         one = self.find(account, id_)
         if (one.user, one.action, one.state) != (account.name, "export", "approved"):
             raise ProblemError(

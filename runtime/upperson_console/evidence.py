@@ -21,10 +21,12 @@ from typing import IO, Any
 
 from upperson_console.accounts import Account
 from upperson_console.evidence_check import (
+    DATE,
     KIND,
     MANIFEST,
     SIGNATURE,
     STAMP,
+    SYSTEM,
     VERSION,
     Seal,
     digest_of,
@@ -170,7 +172,8 @@ class _Package:
         digest, piece = hashlib.sha256(), source.read(min(left, PIECE_BYTES))
         known = (end for start, end in _SUFFIXES.items() if piece.startswith(start))
         name = stem + (suffix or next(known, ".bin"))
-        entry = zipfile.ZipInfo(name, datetime.datetime.now().timetuple()[:6])
+        entry = zipfile.ZipInfo(name, DATE)
+        entry.create_system = SYSTEM
         with self.archive.open(entry, "w") as copied:
             while piece:
                 left -= len(piece)

@@ -3,7 +3,9 @@
 A time stamp covers manifest and signature, so that both existed by then; it lies beside them. The
 manifest, which is signed before, names the authority: a stamp that was removed shows.
 
-A package may come from anyone: its members are read within limits and never unpacked.
+A package may come from anyone: its members are read within limits and never unpacked. Beside the
+contents every byte of the zip is compared with what `evidence` writes. Packages of version 1, of
+earlier releases, have dates, an order and a form of the signature that nothing in them states.
 """
 
 import errno
@@ -13,7 +15,8 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
@@ -32,6 +35,7 @@ from upperson_rt.strict import Sha256, parse_json, read_fields
 from upperson_signature.signature import (
     SIGNATURE_BYTES,
     files_of_signature,
+    is_as_signed,
     key_fingerprint,
     key_named_in,
     read_public_key,
@@ -43,7 +47,8 @@ if TYPE_CHECKING:
 
     from upperson_log.timestamps import TimeStampServer
 
-KIND, VERSION = "upperson-evidence", 1
+KIND, VERSION = "upperson-evidence", 2
+_VERSIONS = (1, VERSION)
 MANIFEST, SIGNATURE, STAMP = "manifest.json", "manifest.sig", "manifest.tsr"
 _MOST_MEMBERS = 20_000
 _MOST_MANIFEST_BYTES = 16 << 20
@@ -52,9 +57,12 @@ _LONGEST_LINE = 64 << 20
 _NAME = re.compile(r"(?:(?:pictures|frames|clips)/)?[a-z0-9]+\.[a-z0-9]{1,8}")
 _MOST_LISTED_BYTES = 128 * _MOST_MEMBERS
 """Of the list of members: it is in memory before the members are counted."""
-_LOCAL_BYTES, _LISTED_BYTES, _END_BYTES, _ZIP64_BYTES = 30, 46, 22, 20
-"""Of a zip beside names and contents: for a member, in the list of members, and at the end. The
-last stand before the end of a zip that is larger than a package can be."""
+_END_BYTES, _ZIP64_BYTES = 22, 20
+"""At the end of a zip, and before that of one that is larger than a package can be."""
+DATE = (1980, 1, 1, 0, 0, 0)
+"""Of each member; a package states its time in its facts."""
+SYSTEM, _FORMAT, _MODE = 3, 20, 0o600 << 16
+"""What a zip says of each member: made on Unix, by version 2.0 of the format, access mode."""
 SignatureState: TypeAlias = Literal["trusted", "not_checked", "none", "wrong"]
 """Of a signature or a time stamp."""
 
@@ -111,6 +119,10 @@ class Package:
         except BackendError as error:
             self.unavailable = error
         self._place = str(path)
+        self._is_as_signed = True
+        self._is_exact = False
+        """Whether the package states its order and has fixed dates: from version 2 on."""
+        self._order: list[str] = []
         self.problems: list[Difference] = []
         self.signature: SignatureState = "none"
         self.signed_by: str | None = None
@@ -175,22 +187,22 @@ class Package:
             if int.from_bytes(end[-10:-6], "little") > _MOST_LISTED_BYTES:
                 raise zipfile.BadZipFile(f"it has more than {_MOST_MEMBERS:,} members")
             with zipfile.ZipFile(file) as archive:
-                names = self._members(archive, file, size)
-                signed = self._signed(archive, names)
+                members = self._members(archive)
+                signed = self._signed(archive, members.keys())
                 if self.signature == "wrong":
                     return
-                if MANIFEST in names:
-                    self._compare(archive, names, signed)
-                    self._read_stamp(archive, names)
+                if MANIFEST in members:
+                    self._compare(archive, members.keys(), signed)
+                    self._read_stamp(archive, members.keys())
+                    self._compare_container(file, [*members.values()])
                 else:
                     self._add("member_missing", MANIFEST, "a package has a manifest")
         except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as why:
             self._add("zip_damaged", "", f"it is no undamaged zip archive: {why}")
 
-    def _members(self, archive: zipfile.ZipFile, file: IO[bytes], size: int) -> set[str]:
-        """Return the members that may be read, and look at the container itself."""
-        names: set[str] = set()
-        end = listed = gaps = 0
+    def _members(self, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+        """Return the members that may be read, by name, as they lie in the file."""
+        members: dict[str, zipfile.ZipInfo] = {}
         if len(archive.filelist) > _MOST_MEMBERS:
             raise zipfile.BadZipFile(f"it has more than {_MOST_MEMBERS:,} members")
         if any(info.header_offset < 0 for info in archive.filelist):
@@ -199,24 +211,38 @@ class Package:
             name, mode = info.orig_filename, info.external_attr >> 16
             if not _NAME.fullmatch(name):
                 self._add("name_unsafe", name, "a package has no member of such a name")
-            elif name in names:
+            elif name in members:
                 self._add("member_duplicate", name, "there are two members of this name")
             elif info.flag_bits & 1 or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
                 self._add("member_irregular", name, "it is encrypted, or no plain file")
             elif info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                 self._add("member_compressed", name, "it is compressed, expected it as it is")
             else:
-                names.add(name)
-                if not _is_as_listed(file, info):
-                    self._add("member_differs", name, "other programs may read another content")
-            gaps += info.header_offset != end
-            end = info.header_offset + _LOCAL_BYTES + len(name) + info.compress_size
-            listed += _LISTED_BYTES + len(name)
-        if gaps or (archive.start_dir, size) != (end, end + listed + _END_BYTES):
-            self._add("bytes_hidden", "", "there are bytes in it that belong to no member")
-        return names
+                members[name] = info
+        return members
 
-    def _signed(self, archive: zipfile.ZipFile, names: set[str]) -> dict[str, str] | None:
+    def _compare_container(self, file: IO[bytes], members: list[zipfile.ZipInfo]) -> None:
+        """Compare what stands before, between and after the contents with what is written."""
+        if self._is_exact:
+            places = {name: place for place, name in enumerate(self._order)}
+            members.sort(key=lambda info: places.get(info.orig_filename, len(places)))
+        end, listed = 0, []
+        for info in members:
+            local, entry = _headers(info, end, self._is_exact)
+            file.seek(end)
+            if file.read(len(local)) != local:
+                text = "its header is not as it was written: other programs may read it otherwise"
+                self._add("member_differs", info.orig_filename, text)
+            listed.append(entry)
+            end += len(local) + info.file_size
+        count, size = len(listed), sum(map(len, listed))
+        listed.append(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, end, 0))
+        file.seek(end)
+        if file.read(size + _END_BYTES + 1) != b"".join(listed):
+            text = "its list of members was changed, or there are bytes that belong to no member"
+            self._add("bytes_hidden", "", text)
+
+    def _signed(self, archive: zipfile.ZipFile, names: Collection[str]) -> dict[str, str] | None:
         """Return what is signed by the trusted key, and set the state of the signature."""
         if SIGNATURE not in names:
             if self._has_trust:
@@ -231,6 +257,7 @@ class Package:
                 return None
             signed = files_of_signature(content, self._key, self._place)
             self.signed_by = key_fingerprint(self._key)
+            self._is_as_signed = is_as_signed(content, self._key, self._place)
             return signed
         except IntegrityError as error:
             self.signature = "wrong"
@@ -238,20 +265,24 @@ class Package:
             return None
 
     def _compare(
-        self, archive: zipfile.ZipFile, names: set[str], signed: Mapping[str, str] | None
+        self, archive: zipfile.ZipFile, names: AbstractSet[str], signed: Mapping[str, str] | None
     ) -> None:
         try:
             text = _read(archive, MANIFEST, _MOST_MANIFEST_BYTES)
             facts = parse_json(text.decode("utf-8"), MANIFEST)
             if not isinstance(facts, dict) or facts.get("kind") != KIND:
                 raise InputError(f"{MANIFEST} is none of an evidence package")
-            if facts["schema_version"] != VERSION:
+            if facts["schema_version"] not in _VERSIONS:
                 raise InputError(f"{MANIFEST} is of another version: use a newer program")
             expected = read_fields(_Hashes, {"sha256": facts.pop("sha256")}, MANIFEST).sha256
         except (InputError, IntegrityError, UnicodeDecodeError, KeyError) as error:
             self._add("manifest_malformed", MANIFEST, str(error))
             return
         self.facts = facts
+        self._is_exact = facts["schema_version"] > 1
+        self._order = [*expected, MANIFEST, SIGNATURE, STAMP]
+        if self._is_exact and not self._is_as_signed:
+            self._add("signature_differs", SIGNATURE, "it is not written as the key's owner did")
         expected = {**expected, MANIFEST: hashlib.sha256(text).hexdigest()}
         if signed is not None and signed != expected:
             self._add("manifest_differs", MANIFEST, "it differs from what was signed")
@@ -265,7 +296,7 @@ class Package:
                 if digest_of(member) != expected[name]:
                     self._add("hash_differs", name, "its content was changed")
 
-    def _read_stamp(self, archive: zipfile.ZipFile, names: set[str]) -> None:
+    def _read_stamp(self, archive: zipfile.ZipFile, names: Collection[str]) -> None:
         if STAMP in names and self.facts and "timestamp_by" not in self.facts:
             self.stamp_state = "wrong"  # An unexpected member.
         elif STAMP in names:
@@ -291,14 +322,20 @@ def stamped_content(members: Mapping[str, bytes]) -> bytes:
     return members[MANIFEST] + members.get(SIGNATURE, b"")
 
 
-def _is_as_listed(file: IO[bytes], info: zipfile.ZipInfo) -> bool:
-    """Return whether the header before a stored member says what the list of members says."""
+def _headers(info: zipfile.ZipInfo, place: int, is_exact: bool) -> tuple[bytes, bytes]:
+    """Return what stands before a member at a place, and its entry in the list of members.
+
+    Unless ``is_exact``, date and system are those that the list says.
+    """
     name, size = info.orig_filename.encode(), info.file_size
-    file.seek(info.header_offset)
-    head = file.read(_LOCAL_BYTES + len(name))
-    how = struct.pack("<HH", info.flag_bits, zipfile.ZIP_STORED)
-    what = struct.pack("<LLLHH", info.CRC, size, size, len(name), 0)
-    return (head[6:10], head[14:]) == (how, what + name)
+    year, month, day, hour, minute, second = DATE if is_exact else info.date_time
+    date, time = (year - 1980) << 9 | month << 5 | day, hour << 11 | minute << 5 | second // 2
+    system = SYSTEM if is_exact else info.create_system
+    same = struct.pack(
+        "<5H3L2H", _FORMAT, 0, zipfile.ZIP_STORED, time, date, info.CRC, size, size, len(name), 0
+    )
+    listed = struct.pack("<4sBB", b"PK\1\2", _FORMAT, system) + same
+    return b"PK\3\4" + same + name, listed + struct.pack("<3H2L", 0, 0, 0, _MODE, place) + name
 
 
 def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

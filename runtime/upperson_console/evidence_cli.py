@@ -43,9 +43,11 @@ def verify(
 ) -> None:
     """Check that no file of a package was changed, removed or added; else the exit code is 6.
 
-    Without --trust only the hashes are checked, which an attacker can replace. With --tsa-cert the
-    package must have been stamped by that authority. No network is used. Without the package
-    cryptography, names and hashes are still checked; then the exit code is 5.
+    With --trust that holds for every byte but a time stamp's, and for packages of earlier releases
+    without dates and order. Without --trust only the hashes are checked, which an attacker can
+    replace. With --tsa-cert the package must have been stamped by that authority. No network is
+    used. Without the package cryptography, names and hashes are still checked; then the exit code
+    is 5.
 
     Example: `upperson-rt evidence verify export.zip --trust site.pub`
     """

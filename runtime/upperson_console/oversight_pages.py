@@ -137,8 +137,7 @@ def _approval_pages(
         account: Account = operator,
     ) -> Response:
         def perform(one: Approval) -> None:
-            accounts = access.accounts
-            requester = one.requester(None if accounts is None else accounts.of_name(one.user))
+            requester = one.requester(access.of_name(one.user))
             if one.action == "alert":
                 alerts.add(requester, **one.arguments)
             elif one.action == "export":
@@ -160,6 +159,7 @@ def _approval_pages(
     @routes.get("/api/v1/approvals/{id}/export")
     def export(id: _Id, account: Account = operator) -> Response:
         one = approvals.granted_export(account, id)
+        one.require_approver(access.of_name(one.by))
         search = Search.from_address(parse_qsl(one.arguments["address"]))
         ids, reason = one.arguments["ids"], one.arguments["reason"]
         return export_response(service, one.requester(account), ids, search, reason=reason)

@@ -83,21 +83,30 @@ def sign_files(
         },
     }
     payload = json.dumps(statement, indent=2).encode()
+    while not _is_lower(made := key.sign(_encoded(payload), _ecdsa(key)), key.key_size):
+        pass  # Every second one is.
+    return _text(payload, made, key_fingerprint(key.public_key()))
+
+
+def _text(payload: bytes, signature: bytes, fingerprint: str) -> str:
+    """Return a signature as it is written."""
     signed = {
         "mediaType": _MEDIA_TYPE,
-        "verificationMaterial": {
-            "publicKey": {"hint": key_fingerprint(key.public_key())},
-            "tlogEntries": [],
-        },
+        "verificationMaterial": {"publicKey": {"hint": fingerprint}, "tlogEntries": []},
         "dsseEnvelope": {
             "payload": base64.b64encode(payload).decode(),
             "payloadType": _PAYLOAD_TYPE,
-            "signatures": [
-                {"sig": base64.b64encode(key.sign(_encoded(payload), _ecdsa(key))).decode()}
-            ],
+            "signatures": [{"sig": base64.b64encode(signature).decode()}],
         },
     }
     return json.dumps(signed, indent=2) + "\n"
+
+
+def _is_lower(signature: bytes, key_bits: int) -> bool:
+    """Return whether a signature is the lower of two: ECDSA accepts both s and n - s."""
+    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+    return decode_dss_signature(signature)[1].bit_length() < key_bits
 
 
 def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
@@ -130,25 +139,29 @@ def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
     return key_fingerprint(key)
 
 
-def signed_digests(folder: Path, public_key: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the SHA-256 of each file that the owner of a key has signed, by its POSIX path.
-
-    Nothing but the signature is read. Raises as `verify_folder`.
-    """
-    key = read_public_key(public_key)
-    payload = _genuine_payload(folder, _read_signature(folder), key)
-    return _read_statement(payload, f"{folder / SIGNATURE_FILE}, the statement")[0]
-
-
 def files_of_signature(
-    content: bytes, public_key: "ec.EllipticCurvePublicKey", place: str
+    content: bytes, public_key: "ec.EllipticCurvePublicKey | None", place: str
 ) -> dict[str, str]:
     """Return the SHA-256 of each file that a signature names, by its POSIX path.
 
-    ``place`` is what messages name. Raises IntegrityError as `verify_folder`.
+    It must be of ``public_key``; with None any key's is taken, unchecked. ``place`` is what
+    messages name. Raises IntegrityError as `verify_folder`.
     """
-    payload = _genuine_payload(place, _parse_signature(content, place), public_key)
+    found = _parse_signature(content, place)
+    payload = found.payload
+    if public_key is not None:
+        payload = _genuine_payload(place, found, public_key)
     return _read_statement(payload, f"{place}, the statement")[0]
+
+
+def is_as_signed(content: bytes, key: "ec.EllipticCurvePublicKey", place: str) -> bool:
+    """Return whether a genuine signature is byte for byte one that `sign_files` writes.
+
+    Other programs write other JSON, and earlier releases signatures that are not the lower ones.
+    """
+    found = _parse_signature(content, place)
+    text = _text(found.payload, found.signature, key_fingerprint(key))
+    return content == text.encode() and _is_lower(found.signature, key.key_size)
 
 
 def key_named_in(content: bytes, place: str) -> str:

@@ -39,6 +39,8 @@ from upperson_export.variants import VARIANTS
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.manifest import NO_ADAPTER, space_fingerprint
+from upperson_rt.towers import TOWERS
+from upperson_signature.signature import files_of_signature, read_private_key, sign_files
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -210,6 +212,17 @@ def overlapping():
     return len(text).to_bytes(8, "little") + text + data[start:]
 
 
+def without_name(name):
+    """Sign all files but one, with the trusted key."""
+
+    def signed(data):
+        files = files_of_signature(data, None, "it")
+        del files[name]
+        return sign_files(files, read_private_key("key.pem"), "site")
+
+    return entry("files/model.sig", signed)
+
+
 def parts_of(content):
     return content["graphs"]["image.int8.onnx"]["parts"]
 
@@ -228,10 +241,19 @@ FILES = {
         entry("adapter.json", b"[" * 9_000_000),
         entry("files/canaries.npz", b"other"),
         entry("files/.git/config", b"[core]"),
+        entry("more.txt", b"nothing names it"),
+        entry("graphs/more.onnx", b"nothing names it"),
+        entry("graphs/", b""),
+        entry("../more.txt", b"nothing names it"),
         manifest(lambda content: content.pop("base")),
         manifest(lambda content: parts_of(content).insert(0, parts_of(content)[0])),
     ),
     "weight_not_finite": (tensor(np.nan),),
+    "signature_malformed": (entry("files/model.sig", b"{}"), entry("files/model.sig", b"\xff")),
+    "file_changed": (
+        entry("files/README.md", b"other"),
+        without_name("README.md"),
+    ),
     "graph_differs": (
         tensor(9),
         entry("graphs/image.fp32.onnx", b"other"),
@@ -257,6 +279,30 @@ def test_a_damaged_or_changed_adapter_leaves_the_bundle(site):
         with refused(code):
             apply_adapter("site.adapter", "base", "bundle")
         assert snapshot(site) == before
+
+
+@pytest.mark.parametrize("trust", [None, "key.pub"])
+@pytest.mark.parametrize("content", [b"{}", b"\xff"])
+def test_a_malformed_signature_is_refused_before_a_folder_is_made(site, content, trust):
+    entry("files/model.sig", content)(site / "site.adapter")
+    (site / "base" / "model.sig").write_bytes(content)
+    before = snapshot(site)
+    given = ("-b", "base", "-o", "new/bundle", *(("--trust", trust) if trust else ()), "--json")
+    for what in ("site.adapter", "--remove"):
+        refusal(run_rt("apply", what, *given), 6, "signature_malformed")
+    assert snapshot(site) == before
+    assert not (site / "new").exists()
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_graph_of_each_tower_must_be_that_of_the_base(site, tower):
+    place = site / "base" / "bundle.json"
+    content = json.loads(place.read_text())
+    content["variants"]["fp32"][tower]["sha256"] = "0" * 64
+    place.write_text(json.dumps(content))
+    with refused("adapter_of_other_base", IntegrityError, tower=tower, found="0" * 64):
+        apply_adapter("site.adapter", "base", "bundle")
+    assert not (site / "bundle").exists()
 
 
 def changed_graph(site):
@@ -292,9 +338,12 @@ def test_a_signature_is_asked_for_and_checked(site):
     write_keys(site, "other", ec.generate_private_key(ec.SECP256R1()))
     with refused("signature_wrong", IntegrityError):
         apply_adapter("site.adapter", "base", "bundle", trust="other.pub")
-    entry("files/README.md", b"other")(site / "site.adapter")
-    with refused("file_changed", IntegrityError):
-        apply_adapter("site.adapter", "base", "bundle", trust="key.pub")
+    whole = (site / "site.adapter").read_bytes()
+    for change in (entry("files/README.md", b"other"), without_name("README.md")):
+        change(site / "site.adapter")
+        with refused("file_changed", IntegrityError):
+            apply_adapter("site.adapter", "base", "bundle", trust="key.pub")
+        (site / "site.adapter").write_bytes(whole)
     entry("files/model.sig", None)(site / "site.adapter")
     with refused("adapter_unsigned", IntegrityError):
         apply_adapter("site.adapter", "base", "bundle", trust="key.pub")

@@ -19,11 +19,11 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_signature import signature
 from upperson_signature.signature import (
+    files_of_signature,
     named_key,
     read_private_key,
     sign_files,
     sign_folder,
-    signed_digests,
     verify_folder,
 )
 
@@ -188,7 +188,7 @@ def test_files_of_git_may_lie_beside_it_and_nowhere_else(folder, keys):
             verify_folder(folder, keys / "ours.pub")
         shutil.rmtree(folder / "more")
     # Nor anything else, whatever a statement leaves out.
-    files = signed_digests(folder, keys / "ours.pub")
+    files = files_of_signature((folder / "model.sig").read_bytes(), None, "it")
     left_out = [*signature._UNSIGNED, "plugin.py"]
     text = sign_files(files, read_private_key(keys / "ours.pem"), "toy", left_out)
     (folder / "model.sig").write_text(text)

@@ -166,6 +166,48 @@ def test_a_limited_or_newer_account_or_token_decides_nothing(console):
     judge(console.admin, made)
 
 
+def changed(console, name, **fields):
+    """Change an entry of the token file; without fields, remove it."""
+    if not fields:
+        return Accounts.revoke(console.token_file, name)
+    known = next(one for one in Accounts.read(console.token_file) if one.name == name)
+    return Accounts.put(console.token_file, replace(known, **fields))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: changed(c, "otto"),
+        lambda c: changed(c, "otto", role="viewer"),
+        lambda c: changed(c, "otto", cameras=("gate",)),
+        lambda c: changed(c, "otto", expires=accounts.time.time() - 1),
+        lambda c: add_token(c.token_file, "otto", "operator", None),
+    ],
+    ids=["removed", "downgraded", "limited", "expired", "made anew"],
+)
+def test_an_approval_holds_while_its_approver_may_decide(console, change):
+    """The approver's token may have been stolen, or the person may have left."""
+    one = pending(export(console.operator, id_of(console, "red-0")))
+    judge(console.otto, one)
+    assert downloaded(console.operator, one).status_code == 200
+    changed(console, "otto", expires=accounts.time.time() + 3600)
+    assert downloaded(console.operator, one).status_code == 200
+    change(console)
+    problem(downloaded(console.operator, one), 409, "approval_outdated")
+    judge(console.adam, pending(export(console.operator, id_of(console, "blue-0"))))
+
+
+def test_a_clock_that_is_set_back_opens_no_request(console, monkeypatch):
+    one = id_of(console, "red-0")
+    first, second = (pending(export(who, one)) for who in (console.operator, console.otto))
+    judge(console.operator, second)
+    now = approvals.time.time()
+    monkeypatch.setattr(approvals.time, "time", lambda: now - 3600)
+    assert states(console) == {first: "expired", second: "expired"}
+    judge(console.otto, first, status=409)
+    problem(downloaded(console.otto, second), 403, "approval_missing")
+
+
 @pytest.mark.parametrize(
     "now",
     [("viewer", None), ("operator", None), ("operator", ("gate",)), None],
@@ -179,10 +221,9 @@ def test_an_approval_holds_for_the_account_as_it_is_now(console, now):
     alert = pending(lea.post("/api/v1/alerts", json=alert))
     judge(console.otto, early)
     if now is None:
-        Accounts.revoke(console.token_file, "lea")
+        changed(console, "lea")
     elif now[1]:
-        known = next(one for one in Accounts.read(console.token_file) if one.name == "lea")
-        Accounts.put(console.token_file, replace(known, cameras=now[1]))
+        changed(console, "lea", cameras=now[1])
     else:
         lea = client_of(console, add_token(console.token_file, "lea", *now))
     for one in (late, alert):

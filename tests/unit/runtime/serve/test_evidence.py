@@ -1,5 +1,6 @@
 """An evidence package: what it says, its signature, and what its verification finds."""
 
+import base64
 import hashlib
 import html
 import json
@@ -8,6 +9,10 @@ import zipfile
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 
 from tests.helpers.command_line import run_code
 from tests.helpers.console import START, add_items, id_of, log_lines
@@ -18,7 +23,10 @@ from tests.unit.runtime.test_signature import model_signing
 from upperson_console.evidence_check import Package, Seal
 from upperson_log.query_log import QueryLog
 from upperson_rt.gallery import Item
-from upperson_signature.signature import read_private_key
+from upperson_signature.signature import read_private_key, sign_files
+
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""Of P-256."""
 
 
 @pytest.fixture(scope="module")
@@ -236,19 +244,105 @@ def test_a_long_list_of_members_is_refused_before_it_is_read(tmp_path, monkeypat
     assert [one.code for one in Package(file).problems] == ["zip_damaged"]
 
 
-def test_a_flipped_byte_of_any_file_is_found_and_of_the_container_is_no_crash(package, keys):
+def test_a_changed_byte_at_any_place_is_found(package, keys):
+    """Each byte of the headers and of the list of members; some of the contents."""
     content = package.read_bytes()
     with zipfile.ZipFile(package) as archive:
-        begins = [one.header_offset + 30 + len(one.filename) for one in archive.infolist()]
-        spans = [
-            (at, at + one.file_size) for at, one in zip(begins, archive.infolist(), strict=True)
-        ]
-    for place in range(0, len(content), max(1, len(content) // 75)):
-        damaged = bytearray(content)
-        damaged[place] ^= 0x41
-        package.write_bytes(damaged)
-        found = Package(package, keys / "site.pub").problems
-        assert found or not any(begin <= place < end for begin, end in spans), place
+        places = {*range(archive.start_dir, len(content)), *range(0, len(content), 97)}
+        for one in archive.infolist():
+            begin = one.header_offset + 30 + len(one.filename)
+            step = 29 if one.filename == "manifest.sig" else one.file_size
+            places |= {*range(one.header_offset, begin), *range(begin, begin + one.file_size, step)}
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 0x20 if place % 2 else 1
+        package.write_bytes(changed)
+        assert Package(package, keys / "site.pub").problems, place
+
+
+def signature_changed(change):
+    """Write a signature differently; what is signed stays."""
+
+    def changed(members):
+        files = dict(members)
+        return with_member("manifest.sig", change(files["manifest.sig"].decode()).encode())(members)
+
+    return changed
+
+
+def negated(text):
+    """The other one of two signatures that ECDSA accepts."""
+    signed = json.loads(text)
+    (one,) = signed["dsseEnvelope"]["signatures"]
+    r, s = decode_dss_signature(base64.b64decode(one["sig"]))
+    other = encode_dss_signature(r, ORDER - s)
+    one["sig"] = base64.b64encode(other).decode()
+    return json.dumps(signed, indent=2) + "\n"
+
+
+def hinted(text):
+    signed = json.loads(text)
+    signed["verificationMaterial"]["publicKey"]["hint"] = "another key"
+    return json.dumps(signed, indent=2) + "\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-1],
+        lambda text: text + "\n",
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: json.dumps(json.loads(text)),
+        lambda text: text.replace('"hint": "', '"hint": "\\u0030', 1),
+        lambda text: text.replace('"tlogEntries": []', '"tlogEntries": [1]'),
+        negated,
+        hinted,
+    ],
+)
+def test_a_signature_that_is_written_differently_is_found(package, keys, change):
+    changed = rewritten(package, signature_changed(change))
+    report = Package(changed, keys / "site.pub")
+    assert [one.code for one in report.problems] == ["signature_differs"]
+
+
+@pytest.mark.parametrize("change", [lambda m: m[1:] + m[:1], lambda m: m[:-2] + m[:-3:-1]])
+def test_members_in_another_order_or_of_another_date_are_found(package, keys, change):
+    report = Package(rewritten(package, change), keys / "site.pub")
+    assert "member_differs" in {one.code for one in report.problems}
+    with zipfile.ZipFile(file := package.with_name("later.zip"), "w") as archive:
+        for name, content in files_of(package).items():
+            archive.writestr(zipfile.ZipInfo(name, (2026, 11, 30, 12, 0, 0)), content)
+    report = Package(file, keys / "site.pub")
+    assert "member_differs" in {one.code for one in report.problems}
+
+
+def of_first_version(package, key):
+    """A package as earlier releases wrote it: with dates, and either one of two signatures."""
+    files = files_of(package)
+    manifest = json.loads(files["manifest.json"])
+    files["manifest.json"] = (
+        json.dumps(manifest | {"schema_version": 1}, indent=2) + "\n"
+    ).encode()
+    signed = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    del signed["manifest.sig"]
+    text = sign_files(dict(sorted(signed.items())), key, "upperson-evidence", ["manifest.sig"])
+    files["manifest.sig"] = negated(text).encode()
+    file = package.with_name("earlier.zip")
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name, (2026, 11, 30, 12, 0, 0)), content)
+    return file
+
+
+def test_a_package_of_an_earlier_release_is_verified(package, keys):
+    file = of_first_version(package, read_private_key(keys / "site.pem"))
+    report = Package(file, keys / "site.pub")
+    assert (report.problems, report.signature) == ([], "trusted")
+    content = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        place = archive.start_dir + 38  # The access mode of a member.
+    file.write_bytes(content[:place] + b"\1" + content[place + 1 :])
+    assert Package(file, keys / "site.pub").problems
 
 
 VERIFY = "from upperson_rt.program import main; main()"
