@@ -35,7 +35,6 @@ _AT_FDCWD = -100
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ASKING = threading.Lock()
 _STALE_S = 3600.0
-_ENDING = re.compile(r"\.[^.]{8}(\.tmp|\.old)?$")
 _SYNCS = 8  # At once: a thousand pictures take 0.07 s instead of 2 s.
 
 
@@ -420,20 +419,10 @@ def _sweep(path: Path) -> None:
             _unlock(lock)
 
 
-def leftovers(folder: Path, name: str) -> list[Path]:
-    """Return what dead processes left of files and folders whose names match a pattern."""
-    found = []
-    for ending in ("", ".tmp", ".old"):
-        for left in folder.glob(f".{name}.????????{ending}"):
-            if not left.is_symlink() and (lock := _locked(left)) is not None:
-                found.append(left)
-                _unlock(lock)
-    return found
-
-
 def sweep(folder: Path, name: str) -> None:
-    """Remove what `leftovers` finds, except for an unlocked folder of the last hour."""
-    for path in {one.with_name(_ENDING.sub("", one.name[1:])) for one in leftovers(folder, name)}:
+    """Remove what dead processes left of files and folders whose names match a pattern."""
+    found = {*unfinished(folder, name), *folder.glob(f".{name}.????????.tmp")}
+    for path in {one.with_name(one.name[1:].removesuffix(".tmp")[:-9]) for one in found}:
         remove_leftovers(path)
         _sweep(path)
 
