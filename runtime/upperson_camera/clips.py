@@ -26,7 +26,7 @@ from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
 from upperson_camera.recorder import RESERVE_BYTES, Cut, Segment, StoredPacket, require_free
 from upperson_camera.stats import Counters
 from upperson_rt.errors import InputError
-from upperson_rt.files import make_folder, put_in_place, scratch_folder
+from upperson_rt.files import make_folder, put_in_place, require_no_links, scratch_folder
 from upperson_rt.gallery.clips import AFTER_S, BEFORE_S, all_clips, clip_name, clips_dir
 from upperson_rt.printable import count_of, error_text, get_logger
 
@@ -297,6 +297,7 @@ class ClipStage(Stage):
                 link = self.scratch / f"link{name}"
                 self._link(paths[0], link)
             found = link.stat()
+            require_no_links(self._folder.parent, str(path.parent.relative_to(self._folder.parent)))
             make_folder(path.parent)
             put_in_place(link, path)
             self._total += found.st_size if found.st_nlink == 1 else 0

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UppersonError, UsageError
-from upperson_rt.files import leftovers, read_bounded
+from upperson_rt.files import read_bounded
 from upperson_rt.gallery.clips import all_clips, clips_dir
 from upperson_rt.gallery.erasures import (
     ERASURE_LOG,
@@ -34,6 +34,7 @@ from upperson_rt.gallery.sqlite.traces import (
     files_of_no_row,
     free_pages,
     indexed,
+    leftovers,
     messages,
     stored_ids,
 )
@@ -167,7 +168,7 @@ def _places(
     clips, folder = list(all_clips(gallery.crops_dir)), clips_dir(gallery.crops_dir)
     days = [gallery.crops_dir / clip.path.parent.relative_to(folder) for clip in clips]
     there = [(day / f"{clip.crop}.jpg").exists() for day, clip in zip(days, clips, strict=True)]
-    left = there.count(False) + len(leftovers(folder, "unfinished"))
+    left = there.count(False) + leftovers(folder, "unfinished")
     yield Place("frames and clips", "files of no crop", len(clips), left, _PRUNE)
     count, left = gallery.bin.traces(*binned)
     what = "what was erased, and files of no row"
@@ -175,7 +176,7 @@ def _places(
     frames, where = gallery.path / SNAPSHOTS, selection.where
     names = [] if where.is_empty else snapshots_passing(frames, where)
     count = len(list(frames.glob("*.jpg")))
-    left = len(names) + len(leftovers(frames, "*"))
+    left = len(names) + leftovers(frames, "*")
     what = "cameras that pass the filter, and unfinished files"
     yield Place("newest frames", what, count, left, "delete them")
     file, left = gallery.path / SCORES_FILE, 0

@@ -223,7 +223,8 @@ class ListFiles:
     def only_one(self, wait: bool) -> Iterator[bool]:
         """Keep other processes from working on the files; False if another one does."""
         path = self.path.with_name(f"{INDEX_FILE}-lock")
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        handle = os.open(path, flags, 0o644)
         try:
             lock_until_closed(handle, wait=wait)
         except BlockingIOError:

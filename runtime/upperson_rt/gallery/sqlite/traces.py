@@ -1,5 +1,6 @@
 """Where the file of a gallery, its index and its crops could still have rows that were deleted."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from upperson_rt.files import leftovers
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite.access import opened_bytes
 from upperson_rt.gallery.sqlite.bin import rows_in_bin
@@ -24,8 +24,17 @@ from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE, ListFiles
 from upperson_rt.gallery.sqlite.lists import foreign_centroids
 from upperson_rt.gallery.sqlite.schema import SqliteMeta
+from upperson_rt.locks import try_lock
 
-__all__ = ["Selected", "files_of_no_row", "free_pages", "indexed", "messages", "stored_ids"]
+__all__ = [
+    "Selected",
+    "files_of_no_row",
+    "free_pages",
+    "indexed",
+    "leftovers",
+    "messages",
+    "stored_ids",
+]
 
 
 def stored_ids(transaction: Transaction) -> tuple[Selected, Selected]:
@@ -39,6 +48,17 @@ def free_pages(folder: Path) -> tuple[int, int]:
     with opened_bytes(folder / DATABASE_FILE) as opened:
         free = FreePages.read(opened)
         return len(free.leaves) + len(free.trunks), free.count_used(opened)
+
+
+def leftovers(folder: Path, name: str) -> int:
+    """Count what dead processes left of files and folders whose names match, see `files.sweep`."""
+    count = 0
+    for left in (*folder.glob(f".{name}.????????"), *folder.glob(f".{name}.????????.tmp")):
+        with suppress(FileNotFoundError):  # A live process is done with it.
+            handle = os.open(left, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            count += try_lock(handle)
+            os.close(handle)
+    return count
 
 
 class Indexed(NamedTuple):
@@ -60,7 +80,7 @@ def indexed(transaction: Transaction, folder: Path, meta: SqliteMeta, kept: Sele
     known, at = np.unique(kept[:, 0], return_index=True)
     files = ListFiles(folder, meta)
     being_made = to_purge(transaction) if files.are_there else ()
-    found = Indexed(stale_rows=len(leftovers(folder, f"{INDEX_FILE}*")) + len(being_made))
+    found = Indexed(stale_rows=leftovers(folder, f"{INDEX_FILE}*") + len(being_made))
     for file in sorted(folder.glob(f"{INDEX_FILE}*")):
         if file.name == f"{INDEX_FILE}-lock":
             continue
