@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -218,12 +218,13 @@ def calls_of(
     listener: socket.socket, is_over: Callable[[], bool]
 ) -> Iterator[tuple[socket.socket, bytes]]:
     """Yield calls of processes, each with the connection where an answer is waited for."""
-    with selectors.DefaultSelector() as selector:
+    with ExitStack() as connections, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         while not is_over():
             for key, _ in selector.select(timeout=0.01):
-                if key.fileobj is listener:
-                    selector.register(listener.accept()[0], selectors.EVENT_READ)
+                if key.fileobj is listener:  # At the end a process may still have one open.
+                    accepted = connections.enter_context(listener.accept()[0])
+                    selector.register(accepted, selectors.EVENT_READ)
                     continue
                 connection = key.fileobj
                 assert isinstance(connection, socket.socket)
