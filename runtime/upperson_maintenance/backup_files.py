@@ -49,9 +49,7 @@ class Copies:
         try:
             if not self._follow_links and file.resolve() != file:
                 return None
-            with open_regular(file, follow_links=self._follow_links) as opened:
-                _require_size(file, os.fstat(opened.fileno()).st_size)
-                content = opened.read(MOST_BYTES)
+            content = _read(file, follow_links=self._follow_links)
         except OSError as error:
             if error.errno in _MISSING:
                 return None
@@ -120,9 +118,7 @@ def changed_files(
     for path in sorted(gallery.iterdir()):
         if is_listed(path.name) and path.is_file():
             copy = destination / path.name
-            with open_regular(path) as opened:
-                _require_size(path, os.fstat(opened.fileno()).st_size)
-                content = opened.read(MOST_BYTES)
+            content = _read(path)
             digests = [hashlib.sha256(content).hexdigest()]
             if copy.is_file() and copy.stat().st_size <= MOST_BYTES:
                 before = sha256_of_file(copy)
@@ -147,8 +143,12 @@ def is_listed(name: str) -> bool:
     return first == CLIPS if more else not own and first not in (CROPS, CLIPS, "bin")
 
 
-def _require_size(path: Path, size: int) -> None:
-    if size > MOST_BYTES:
+def _read(path: Path, *, follow_links: bool = True) -> bytes:
+    """Read a regular file as a whole; raises InputError if it is longer than `MOST_BYTES`."""
+    with open_regular(path, follow_links=follow_links) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size <= MOST_BYTES:
+            return opened.read(MOST_BYTES)
         raise InputError(
             f"{path} has {size >> 20} MiB, expected {MOST_BYTES >> 20} at most: move it out of the "
             "folder, as a backup takes no larger file",
